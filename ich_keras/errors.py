@@ -1,0 +1,79 @@
+"""One family of errors, each with a reason code, and how a command reports them.
+
+A message says what came, what was expected and what to do. No message holds a name, a date or
+a raw identifier from a DICOM header.
+"""
+
+import sys
+from collections.abc import Callable
+
+EXIT_DONE = 0
+EXIT_SOME_FAILED = 1
+EXIT_IMPOSSIBLE = 2
+EXIT_STOPPED = 75
+
+REASONS = {
+    # one DICOM file
+    "not-a-file": "a folder, pipe or device stands where a file was expected",
+    "unreadable-file": "the operating system refused to open or read the file",
+    "not-dicom": "the file is not DICOM",
+    "truncated": "the file ends before its pixels do",
+    "no-pixels": "the file holds no pixel data",
+    "bad-header": "a header element that is needed is missing or makes no sense",
+    "not-ct": "the file is not a CT image",
+    "colour": "the image is in colour",
+    "multi-frame": "the file holds more than one frame",
+    "unsupported-transfer-syntax": "no decoder at hand reads this transfer syntax",
+    "undecodable": "the compressed pixels could not be decoded",
+    # a data set
+    "no-data": "the data folder or its label file is missing",
+    "bad-labels": "the label file does not have the expected rows or columns",
+    "conflicting-labels": "the label file gives one image two different labels",
+    "no-labels": "an image has no row in the label file",
+    "no-file": "a labelled image has no file",
+    "too-few-slices": "the data are too few for the split or test set that was asked for",
+    # arguments, runs and models
+    "bad-argument": "a command-line argument can't be used",
+    "run-exists": "the run folder already holds a run",
+    "no-runs": "no trained run fits what was asked for",
+    "split-mismatch": "runs were trained on different splits or data",
+    "wrong-weights": "a weights file does not fit the arm",
+    "weights-download": "the ImageNet weights could not be downloaded",
+    "bad-predictions": "a predictions table can't be used",
+    "output-exists": "the output already exists",
+    "cannot-write": "the output folder can't be written",
+}
+"""Every reason code with its meaning."""
+
+
+class InputError(ValueError):
+    """What the user gave makes the job impossible.
+
+    Args:
+        reason: a key of `REASONS`.
+        message: what came, what was expected, what to do.
+    """
+
+    def __init__(self, reason: str, message: str):
+        if reason not in REASONS:
+            raise LookupError(f"unknown reason code {reason!r}")
+        super().__init__(message)
+        self.reason = reason
+
+
+class SliceError(InputError):
+    """One file can't be used; the others can."""
+
+
+def report(main: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit code; an `InputError` becomes one message on stderr."""
+    try:
+        return main() or EXIT_DONE
+    except InputError as error:
+        print(f"error: {error} [{error.reason}]", file=sys.stderr)
+        return EXIT_IMPOSSIBLE
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return EXIT_STOPPED
+    except BrokenPipeError:
+        return EXIT_DONE
