@@ -1,0 +1,298 @@
+"""Hemorrhages of the five subtypes: where each lies, its shape and its attenuation."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ich_keras.ct.anatomy import Brain
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One hemorrhage; lengths in mm, in head coordinates."""
+
+    subtype: str  # one of labels.SUBTYPES
+    form: str  # a key of `_FORMS`
+    centre: tuple[float, float, float]
+    size: tuple[float, float, float]
+    hu: float
+    mottle: float  # HU of unevenness
+    rim: float = 0.0  # width of the oedema around it
+    level: float = 1e3  # y in front of which there is no clot (a fluid level), relative to the centre
+    mass: float = 0.0  # midline shift it causes
+
+    def push(self, x: Array, y: Array, z: Array) -> Array:
+        """Displacement along x that the lesion's mass causes, mm, float32 like x."""
+        if not self.mass:
+            return np.float32(0)
+        cx, cy, cz = self.centre
+        fall = np.exp(-(((y - cy) / 55) ** 2) - ((z - cz) / 32) ** 2 - (x / 55) ** 2)
+        return (-np.sign(cx) * self.mass * fall).astype(np.float32)
+
+
+def _share(distance: Array, step: float) -> Array:
+    return np.clip(0.5 - distance / step, 0, 1)
+
+
+def _lens(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+    """Biconvex: a ball outside the skull that dips into it."""
+    cx, cy, cz = lesion.centre
+    norm = np.sqrt(cx * cx + cy * cy + cz * cz)
+    radius, depth, _ = lesion.size
+    scale = (norm + radius - depth) / norm
+    d = np.sqrt((brain.x - cx * scale) ** 2 + (brain.y - cy * scale) ** 2 + (brain.z - cz * scale) ** 2)
+    return _share(d - radius - grow, step) * (brain.inside < 1)
+
+
+def _crescent(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+    """A layer under the inner table that thins out towards its ends."""
+    cx, cy, cz = lesion.centre
+    thick, span, rise = lesion.size
+    angle = np.arctan2(brain.y, brain.x * np.sign(cx)) - np.arctan2(cy, abs(cx))
+    taper = 1 - (angle / span) ** 2 - ((brain.z - cz) / rise) ** 2
+    layer = -brain.vault - thick * np.sqrt(np.clip(taper, 0, 1)) + 0.6 * brain.mottle
+    layer = np.maximum(layer, 2.0 - brain.x * np.sign(cx))
+    return _share(layer - grow, step) * (taper > 0.01)
+
+
+def _along_falx(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+    cx, cy, cz = lesion.centre
+    thick, length, rise = lesion.size
+    taper = 1 - ((brain.y - cy) / length) ** 2 - ((brain.z - cz) / rise) ** 2
+    s = brain.x * np.sign(cx)
+    layer = np.maximum(s - thick * np.sqrt(np.clip(taper, 0, 1)), -s)
+    return _share(layer - grow, step) * (taper > 0.02)
+
+
+def _clot(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+    cx, cy, cz = lesion.centre
+    rx, ry, rz = lesion.size
+    dx, dy, dz = brain.x - cx, brain.y - cy, brain.z - cz
+    q = np.sqrt((dx / rx) ** 2 + (dy / ry) ** 2 + (dz / rz) ** 2)
+    small = min(rx, ry, rz)
+    distance = (q - 1) * small + np.clip(0.16 * small, 0.3, 2.6) * brain.mottle
+    share = _share(distance - grow, step)
+    if grow == 0 and lesion.level < 1e3:
+        share = share * _share(lesion.level - dy, 2.0)
+    return share
+
+
+def _in_cisterns(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+    cx, cy, cz = lesion.centre
+    rx, ry, rz = lesion.size
+    q = ((brain.x - cx) / rx) ** 2 + ((brain.y - cy) / ry) ** 2 + ((brain.z - cz) / rz) ** 2
+    return brain.cistern * np.clip(1.5 - q, 0, 1)
+
+
+def _in_ventricles(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+    cx, cy, cz = lesion.centre
+    rx, ry, rz = lesion.size
+    q = ((brain.x - cx) / rx) ** 2 + ((brain.y - cy) / ry) ** 2 + ((brain.z - cz) / rz) ** 2
+    return brain.ventricle * np.clip((1.3 - q) * 3, 0, 1) * _share(lesion.level - brain.y, 2.0)
+
+
+_FORMS = {
+    "lens": _lens,
+    "crescent": _crescent,
+    "falx": _along_falx,
+    "clot": _clot,
+    "cisterns": _in_cisterns,
+    "ventricles": _in_ventricles,
+}
+
+
+def lesion_cover(
+    lesion: Lesion, brain: "Brain", step: float, grow: float = 0.0, soften: float = 0.0
+) -> Array:
+    """The share of each sampling step that the lesion fills.
+
+    Args:
+        lesion: the hemorrhage.
+        brain: what its shape follows.
+        step: sampling step, mm.
+        grow: mm to add all around (its oedema).
+        soften: mm over which the edge is spread beside the step.
+
+    Returns:
+        float32 [planes, h, w], 0..1.
+    """
+    low, high = float(brain.z.min()), float(brain.z.max())
+    if not lesion.form == "ventricles":
+        reach = lesion.size[2] * 1.6 + grow + 12 if lesion.form != "lens" else lesion.size[0] + grow + 12
+        if low > lesion.centre[2] + reach or high < lesion.centre[2] - reach:
+            return np.zeros_like(brain.x)
+    return _FORMS[lesion.form](lesion, brain, step + soften, grow).astype(np.float32)
+
+
+def _on_vault(rng: np.random.Generator, low: float, high: float) -> tuple[float, float, float]:
+    side = rng.choice([-1.0, 1.0])
+    azimuth = np.radians(rng.uniform(-55, 55))
+    z = rng.uniform(low, high)
+    ring = np.sqrt(max(1 - (z / 73) ** 2, 0.2))
+    return float(side * 66 * np.cos(azimuth) * ring), float(82 * np.sin(azimuth) * ring), float(z)
+
+
+def _epidural(rng: np.random.Generator) -> list[Lesion]:
+    depth = rng.uniform(8, 24)
+    return [
+        Lesion(
+            "epidural",
+            "lens",
+            _on_vault(rng, -15, 40),
+            (rng.uniform(26, 42), depth, 0),
+            rng.uniform(60, 76),
+            rng.uniform(2, 6),
+            mass=depth * rng.uniform(0.1, 0.4),
+        )
+    ]
+
+
+def _subdural(rng: np.random.Generator) -> list[Lesion]:
+    side = rng.choice([-1.0, 1.0])
+    hu, mottle = rng.uniform(58, 74), rng.uniform(2, 5)
+    found = []
+    if rng.random() < 0.85:
+        thick = rng.uniform(4, 13)
+        found.append(
+            Lesion(
+                "subdural",
+                "crescent",
+                (side * 50, rng.uniform(-30, 35), rng.uniform(8, 35)),
+                (thick, rng.uniform(0.9, 1.5), rng.uniform(24, 48)),
+                hu,
+                mottle,
+                mass=thick * rng.uniform(0.2, 0.6),
+            )
+        )
+    if not found or rng.random() < 0.25:
+        found.append(
+            Lesion(
+                "subdural",
+                "falx",
+                (side * 1, rng.choice([-50.0, 50.0]), rng.uniform(25, 45)),
+                (rng.uniform(3, 6.5), rng.uniform(22, 40), rng.uniform(16, 28)),
+                hu,
+                mottle,
+            )
+        )
+    return found
+
+
+def _subarachnoid(rng: np.random.Generator) -> list[Lesion]:
+    hu = rng.uniform(58, 75)
+    if rng.random() < 0.45:
+        spread = rng.uniform(0.7, 1.4)
+        return [
+            Lesion("subarachnoid", "cisterns", (0, -8, -14), (42 * spread, 36 * spread, 17 * spread), hu, 2.0)
+        ]
+    cx, cy, cz = _on_vault(rng, -5, 55)
+    return [
+        Lesion(
+            "subarachnoid",
+            "cisterns",
+            (cx * 0.85, cy * 0.85, cz),
+            (rng.uniform(16, 34), rng.uniform(18, 40), rng.uniform(12, 24)),
+            hu,
+            2.0,
+        )
+    ]
+
+
+_DEEP_SITES = ((24.0, -6.0, 4.0), (11.0, 6.0, 6.0), (22.0, 38.0, -38.0), (2.0, 12.0, -36.0))
+
+
+def _intraparenchymal(rng: np.random.Generator) -> list[Lesion]:
+    side = rng.choice([-1.0, 1.0])
+    hu = rng.uniform(58, 78)
+    lobar = rng.random() < 0.6
+    size = float(np.clip(rng.lognormal(2.5, 0.5), 5, 28))
+    if lobar:
+        centre = tuple(float(v) * rng.uniform(0.55, 0.8) for v in _on_vault(rng, -15, 50))
+    else:
+        site = _DEEP_SITES[rng.choice(4, p=[0.45, 0.25, 0.2, 0.1])]
+        size = min(size, 16.0)
+        centre = (side * site[0], site[1], site[2])
+    radii = tuple(float(size * rng.uniform(0.75, 1.3)) for _ in range(3))
+    found = [
+        Lesion(
+            "intraparenchymal",
+            "clot",
+            centre,
+            radii,
+            hu,
+            rng.uniform(2, 6),
+            rim=rng.uniform(2, 9) if rng.random() < 0.8 else 0.0,
+            level=rng.uniform(-0.5, 0.2) * radii[1] if size > 12 and rng.random() < 0.15 else 1e3 * 1.0,
+            mass=size * rng.uniform(0, 0.35) if size > 12 else 0.0,
+        )
+    ]
+    if lobar and rng.random() < 0.3:
+        for _ in range(int(rng.integers(1, 4))):
+            near = tuple(float(c + rng.normal(0, 13)) for c in centre)
+            small = tuple(float(rng.uniform(3, 7)) for _ in range(3))
+            found.append(
+                replace(found[0], centre=near, size=small, level=1e3, mass=0.0, rim=rng.uniform(1, 4))
+            )
+    return found
+
+
+def _intraventricular(rng: np.random.Generator) -> list[Lesion]:
+    hu = rng.uniform(58, 75)
+    kind = rng.random()
+    if kind < 0.55:  # layering in the occipital horns of a patient who lies on the back
+        return [
+            Lesion(
+                "intraventricular", "ventricles", (0, 40, 8), (60, 40, 40), hu, 2.0, level=rng.uniform(26, 42)
+            )
+        ]
+    side = rng.choice([-1.0, 1.0])
+    if kind < 0.8:  # a cast of one lateral ventricle
+        return [
+            Lesion(
+                "intraventricular",
+                "ventricles",
+                (side * 18, 0, 12),
+                (17, 70, 34),
+                hu,
+                3.0,
+                level=rng.uniform(-60, 10),
+            )
+        ]
+    return [
+        Lesion(
+            "intraventricular", "ventricles", (0, 10, -14), (40, 60, 40), hu, 3.0, level=rng.uniform(-40, 10)
+        ),
+        Lesion(
+            "intraventricular", "ventricles", (0, 40, 8), (60, 40, 30), hu, 2.0, level=rng.uniform(30, 44)
+        ),
+    ]
+
+
+_DRAW = {
+    "epidural": _epidural,
+    "intraparenchymal": _intraparenchymal,
+    "intraventricular": _intraventricular,
+    "subarachnoid": _subarachnoid,
+    "subdural": _subdural,
+}
+
+_COMPANIONS = {
+    "epidural": {"subarachnoid": 0.25, "subdural": 0.2},
+    "intraparenchymal": {"intraventricular": 0.35, "subarachnoid": 0.25, "subdural": 0.1},
+    "intraventricular": {"intraparenchymal": 0.45, "subarachnoid": 0.2},
+    "subarachnoid": {"subdural": 0.25, "intraparenchymal": 0.25, "intraventricular": 0.2},
+    "subdural": {"subarachnoid": 0.35, "intraparenchymal": 0.15},
+}
+
+
+def random_lesions(rng: np.random.Generator, subtype: str | None) -> list[Lesion]:
+    """Draws a patient's hemorrhages: `subtype` and what often comes with it; None is a healthy patient."""
+    if subtype is None:
+        return []
+    kinds = [subtype] + [other for other, chance in _COMPANIONS[subtype].items() if rng.random() < chance]
+    return [lesion for kind in kinds for lesion in _DRAW[kind](rng)]

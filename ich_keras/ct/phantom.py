@@ -1,0 +1,218 @@
+"""Synthetic head CT studies with labelled hemorrhages, in RSNA's layout or a hospital's.
+
+    python -m ich_keras.ct.phantom --out data/phantoms --patients 30 --seed 0
+
+A patient's files depend on the seed and the patient's number alone: not on how many patients there
+are, nor on how many processes write them.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from ich_keras.ct.anatomy import random_head
+from ich_keras.ct.lesions import random_lesions
+from ich_keras.ct.phantom_files import HEADERS, Encoding, random_encoding, write_study
+from ich_keras.ct.scanner import SIZE, Scan, _holder, random_scan, scan_slice
+from ich_keras.errors import InputError, report
+from ich_keras.files import whole_folder, write_json
+from ich_keras.labels import LABELS, SUBTYPES
+
+VERSION = 1
+MARKER = "phantom.json"
+VISIBLE_MM2 = 30.0
+"""A slice is positive for a subtype when this much of it is at least half filled by the lesion."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One synthetic study.
+
+    hu: float32 [slices, 512, 512]; labels: uint8 [slices, 6] in the order of LABELS;
+    lesion: uint8 [slices, 512, 512], bit k set where subtype k fills at least half of the pixel.
+    """
+
+    hu: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    lesion: NDArray[np.uint8]
+    scan: Scan
+
+
+def _lead_subtype(seed: int, patient: int) -> str | None:
+    """Of ten patients in a row five bleed, each led by another subtype."""
+    block = np.random.default_rng((seed, 1, patient // 10)).permutation(10)
+    k = int(block[patient % 10])
+    return SUBTYPES[k] if k < len(SUBTYPES) else None
+
+
+def make_study(rng: np.random.Generator, subtype: str | None = None, *, thickness: float = 5.0) -> Study:
+    """Makes one study.
+
+    Args:
+        rng: decides all that is random.
+        subtype: the leading hemorrhage, one of SUBTYPES, or None for a patient without.
+        thickness: slice thickness and spacing, mm.
+    """
+    head = random_head(rng)
+    return _image(head, random_lesions(rng, subtype), random_scan(rng, thickness))
+
+
+def _image(head, lesions, scan: Scan) -> Study:
+    hu = np.empty((scan.slices, SIZE, SIZE), np.float32)
+    lesion = np.zeros((scan.slices, SIZE, SIZE), np.uint8)
+    labels = np.zeros((scan.slices, len(LABELS)), np.uint8)
+    holder = _holder(scan, 256)
+    for s in range(scan.slices):
+        hu[s], shares = scan_slice(head, lesions, scan, s, holder)
+        for k, subtype in enumerate(SUBTYPES):
+            filled = [share for share, one in zip(shares, lesions, strict=True) if one.subtype == subtype]
+            if filled:
+                mask = np.maximum.reduce(filled) >= 0.5
+                lesion[s] |= mask.astype(np.uint8) << k
+                labels[s, k] = mask.sum() * scan.pixel**2 >= VISIBLE_MM2
+    labels[:, -1] = labels[:, :-1].any(axis=1)
+    return Study(hu, labels, lesion, scan)
+
+
+def _patient_studies(seed: int, patient: int, thickness: float) -> list[tuple[Study, Encoding]]:
+    rng = np.random.default_rng((seed, 0, patient))
+    head = random_head(rng)
+    lesions = random_lesions(rng, _lead_subtype(seed, patient))
+    encoding = random_encoding(rng)
+    studies = []
+    for follow_up in range(2 if rng.random() < 0.12 else 1):
+        if follow_up:  # days later: the clot is smaller and less dense
+            lesions = [replace(one, hu=max(one.hu - 6, 52.0)) for one in lesions]
+        studies.append((_image(head, lesions, random_scan(rng, thickness)), encoding))
+    return studies
+
+
+def _write_patient(task: tuple[Path, int, int, str, float]) -> list[tuple[str, NDArray[np.uint8]]]:
+    out, seed, patient, headers, thickness = task
+    cv2.setNumThreads(1)
+    rows = []
+    for number, (study, encoding) in enumerate(_patient_studies(seed, patient, thickness)):
+        rows += write_study(
+            out, study.hu, study.labels, study.scan, encoding, headers, (seed, patient, number)
+        )
+    return rows
+
+
+def _same_phantoms(out: Path, marker: dict) -> bool:
+    try:
+        return json.loads((out / MARKER).read_text()) == marker
+    except (OSError, ValueError):
+        return False
+
+
+def write_phantoms(
+    out: str | os.PathLike[str],
+    patients: int,
+    seed: int,
+    workers: int | None = None,
+    *,
+    headers: str = "rsna",
+    thickness: float = 5.0,
+    progress: bool = False,
+) -> bool:
+    """Writes a set of phantom patients.
+
+    Args:
+        out: folder to make; absent or empty.
+        patients: how many.
+        seed: same seed, same bytes.
+        workers: processes; all processors by default.
+        headers: "rsna" writes `stage_2_train/ID_*.dcm` and `stage_2_train.csv` with RSNA's 22 elements;
+            "hospital" writes `<patient>/<series>/*.dcm` with valid UIDs and a `labels.csv`.
+        thickness: slice thickness and spacing, mm.
+        progress: show a progress bar.
+
+    Returns:
+        False if `out` already was this very set, and nothing was done.
+
+    Raises:
+        InputError: bad-argument; output-exists when `out` holds something else; cannot-write.
+    """
+    out = Path(out)
+    if patients < 1:
+        raise InputError("bad-argument", f"patients must be 1 or more, received {patients}")
+    if headers not in HEADERS:
+        raise InputError("bad-argument", f"headers must be one of {', '.join(HEADERS)}, received {headers!r}")
+    marker = {
+        "synthetic": True,
+        "generator": "ich_keras.ct.phantom",
+        "version": VERSION,
+        "seed": seed,
+        "patients": patients,
+        "headers": headers,
+        "thickness": thickness,
+    }
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if _same_phantoms(out, marker):
+            return False
+        raise InputError(
+            "output-exists",
+            f"{out} already exists and is not this phantom set; delete it or give another --out",
+        )
+    workers = workers or os.cpu_count() or 1
+    with whole_folder(out) as folder, Progress(disable=not progress) as bar:
+        tasks = [(folder, seed, patient, headers, thickness) for patient in range(patients)]
+        line = bar.add_task("phantom patients", total=patients)
+        rows = []
+        if workers == 1:
+            for task in tasks:
+                rows += _write_patient(task)
+                bar.advance(line)
+        else:
+            with ProcessPoolExecutor(min(workers, patients), multiprocessing.get_context("spawn")) as pool:
+                for found in pool.map(_write_patient, tasks):
+                    rows += found
+                    bar.advance(line)
+        lines = ["ID,Label"]
+        for name, labels in sorted(rows, key=lambda row: row[0]):
+            lines += [f"{name}_{label},{value}" for label, value in zip(LABELS, labels, strict=True)]
+        table = folder / ("stage_2_train.csv" if headers == "rsna" else "labels.csv")
+        table.write_text("\n".join(lines) + "\n")
+        write_json(folder / MARKER, marker)
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ich_keras.ct.phantom", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--patients", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, help="processes (default: all processors)")
+    parser.add_argument("--headers", choices=HEADERS, default="rsna")
+    parser.add_argument("--thickness", type=float, default=5.0, help="slice thickness in mm (default: 5)")
+    args = parser.parse_args(argv)
+    done = write_phantoms(
+        args.out,
+        args.patients,
+        args.seed,
+        args.workers,
+        headers=args.headers,
+        thickness=args.thickness,
+        progress=True,
+    )
+    print(
+        f"{args.out}: {args.patients} phantom patients, seed {args.seed}"
+        + ("" if done else " (already there)")
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(report(main))
