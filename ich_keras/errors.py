@@ -29,8 +29,10 @@ REASONS = {
     "no-data": "the data folder or its label file is missing",
     "bad-labels": "the label file does not have the expected rows or columns",
     "conflicting-labels": "the label file gives one image two different labels",
+    "label-mismatch": "`any` differs from the OR of the five subtypes; the slice is used as labelled",
     "no-labels": "an image has no row in the label file",
     "no-file": "a labelled image has no file",
+    "duplicate-file": "two files carry the name of one image; the first is used",
     "too-few-slices": "the data are too few for the split or test set that was asked for",
     # arguments, runs and models
     "bad-argument": "a command-line argument can't be used",
@@ -38,6 +40,7 @@ REASONS = {
     "no-runs": "no trained run fits what was asked for",
     "split-mismatch": "runs were trained on different splits or data",
     "wrong-weights": "a weights file does not fit the arm",
+    "training-diverged": "the loss became NaN or infinite",
     "weights-download": "the ImageNet weights could not be downloaded",
     "bad-predictions": "a predictions table can't be used",
     "output-exists": "the output already exists",
