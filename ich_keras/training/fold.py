@@ -1,0 +1,302 @@
+"""Training one arm on one fold, from the first step to the validation predictions."""
+
+import logging
+import math
+import platform
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from ich_keras.datasets.batches import training_step
+from ich_keras.datasets.pipeline import training_dataset
+from ich_keras.errors import InputError
+from ich_keras.evaluation.metrics import weighted_log_loss
+from ich_keras.files import whole_file
+from ich_keras.labels import ARMS, LABELS
+from ich_keras.models.arms import build_arm
+from ich_keras.models.weights import load_weights
+from ich_keras.training.checkpoint import load_checkpoint, save_checkpoint
+from ich_keras.training.prediction import predict_rows
+from ich_keras.training.prepare import PreparedFold
+from ich_keras.training.progress import progress_bar
+from ich_keras.training.runs import COMPLETE, FAILED, RUNNING, predictions_table
+from ich_keras.training.stopping import Stopped, StopRequest, stop_on_signals
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What a run knows beside its variables; all of it is in a checkpoint."""
+
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = -1
+    best_loss: float = math.inf
+    seconds: float = 0.0
+
+
+def _named_variables(model: keras.Model) -> dict[str, Any]:
+    # Optimizer and metric paths repeat between layers of one name, so a position goes before each.
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return {f"{number:05d}/{variable.path}": variable for number, variable in enumerate(variables)}
+
+
+class _Watcher(keras.callbacks.Callback):
+    """Counts steps, saves checkpoints, and stops at a signal or at a loss that is not a number."""
+
+    def __init__(self, fold: PreparedFold, state: Progress, stop: StopRequest, bar):
+        super().__init__()
+        self.fold, self.state, self.stop, self.bar = fold, state, stop, bar
+        self.metrics_to_restore: dict[str, np.ndarray] = {}
+        self.saved_at = time.monotonic()
+        self.broken_at: int | None = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # fit() has just reset the metrics; a run resumed within an epoch goes on with its running mean.
+        for name, value in self.metrics_to_restore.items():
+            _named_variables(self.model)[name].assign(value)
+        self.metrics_to_restore = {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            self.broken_at = self.state.step
+            self.model.stop_training = True
+            return
+        self.state.step += 1
+        progress, task = self.bar
+        progress.update(task, completed=self.state.step, note=f"loss {loss:.4f}")
+        due = time.monotonic() - self.saved_at >= 60 * self.fold.options.checkpoint_minutes
+        if due or self.stop.received:
+            self.save()
+        if self.stop.received:
+            self.model.stop_training = True
+
+    def save(self) -> None:
+        started = time.monotonic()
+        arrays = {
+            name: keras.ops.convert_to_numpy(variable)
+            for name, variable in _named_variables(self.model).items()
+        }
+        save_checkpoint(
+            self.fold.run.checkpoints,
+            self.state.step,
+            arrays,
+            vars(self.state),
+            keep=self.fold.options.keep_checkpoints,
+        )
+        self.saved_at = time.monotonic()
+        logger.debug("checkpoint of step %d saved in %.2f s", self.state.step, self.saved_at - started)
+
+
+def _compile(model: keras.Model, learning_rate: float) -> None:
+    model.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        loss=keras.losses.BinaryCrossentropy(),
+        # On a CPU, XLA takes minutes to compile a backbone and its steps are no faster.
+        jit_compile=_has_accelerator(),
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _has_accelerator() -> bool:
+    return bool(keras.distribution.list_devices("gpu") or keras.distribution.list_devices("tpu"))
+
+
+def _restore(model: keras.Model, run_checkpoints) -> tuple[Progress, dict[str, np.ndarray]]:
+    found = load_checkpoint(run_checkpoints)
+    if found is None:
+        return Progress(), {}
+    arrays, state = found
+    variables = _named_variables(model)
+    if {name: array.shape for name, array in arrays.items()} != {
+        name: tuple(variable.shape) for name, variable in variables.items()
+    }:
+        raise InputError(
+            "wrong-weights",
+            f"the checkpoint in {run_checkpoints} holds other variables than {model.name}; it was written by "
+            "another version. Train again with --overwrite.",
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    metrics = {id(variable) for variable in model.metrics_variables}
+    return Progress(**state), {
+        name: arrays[name] for name, variable in variables.items() if id(variable) in metrics
+    }
+
+
+def _validation_row(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+    clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    loss = -np.mean(np.where(labels == 1, np.log(clipped), np.log1p(-clipped)))
+    any_labels = labels[:, LABELS.index("any")]
+    both = 0 < any_labels.sum() < len(any_labels)
+    return {
+        "val_loss": float(loss),
+        "val_weighted_log_loss": float(weighted_log_loss(labels, probabilities)),
+        "val_auc_any": float(roc_auc_score(any_labels, probabilities[:, -1])) if both else None,
+    }
+
+
+def _write_epoch(fold: PreparedFold, model: keras.Model, state: Progress, row: dict[str, Any]) -> None:
+    run = fold.run
+    if row["val_loss"] < state.best_loss or state.best_epoch < 0:
+        state.best_loss, state.best_epoch = row["val_loss"], row["epoch"]
+        with whole_file(run.best_weights) as temporary:
+            model.save_weights(temporary)
+    with whole_file(run.last_weights) as temporary:
+        model.save_weights(temporary)
+    with whole_file(run.history) as temporary:
+        pd.DataFrame(state.history).to_csv(temporary, index=False)
+    if find_spec("tensorboard"):
+        from tensorboard.summary import Writer
+
+        writer = Writer(str(run.tensorboard))
+        for name, value in row.items():
+            if value is not None:
+                writer.add_scalar(name, value, row["epoch"])
+        writer.close()
+
+
+def _fail(fold: PreparedFold, state: Progress, broken_at: int) -> None:
+    items, _ = training_step(len(fold.training), broken_at, fold.options.batch, fold.options.seed)
+    ids = fold.index.rows["id"].to_numpy()[fold.training[items]]
+    fold.run.write({**fold.record, "state": FAILED, "step": broken_at, "batch": list(ids)})
+    raise InputError(
+        "training-diverged",
+        f"the loss of step {broken_at + 1} is not a number; expected a finite loss. The weights of the last "
+        f"complete epoch and the last checkpoint are kept. The batch was {', '.join(ids)}: look at these "
+        "slices, or train with a lower --learning-rate or with --precision float32.",
+    )
+
+
+def train_fold(fold: PreparedFold) -> dict[str, Any]:
+    """Trains a fold and fills its run folder; returns its record, as in `run.json`.
+
+    Raises:
+        Stopped: a signal asked for it; a checkpoint was saved.
+        InputError: weights don't fit, or the loss became NaN ("training-diverged").
+    """
+    with ExitStack() as stack:
+        before = keras.config.dtype_policy()
+        stack.callback(keras.config.set_dtype_policy, before)
+        stop = stack.enter_context(stop_on_signals())
+        try:
+            return _train(fold, stop)
+        except OSError as error:
+            raise InputError(
+                "cannot-write",
+                f"writing to {fold.run.folder} failed: {error.strerror or error}; expected a folder with "
+                "room and permission. Nothing that was whole is lost: mend it and go on with --resume.",
+            ) from error
+
+
+def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
+    options, run = fold.options, fold.run
+    started = time.monotonic()
+    if options.overwrite:
+        run.clear()
+    keras.utils.set_random_seed(options.seed)
+    keras.config.set_dtype_policy(options.precision)
+    model = build_arm(options.arch, seed=options.seed)
+    load_weights(model, fold.weights)
+    _compile(model, options.learning_rate)
+    record = {
+        **fold.record,
+        "state": RUNNING,
+        "precision": options.precision,
+        "versions": {
+            "python": platform.python_version(),
+            "backend": keras.backend.backend(),
+            **{name: version(name) for name in ("keras", keras.backend.backend(), "numpy", "pydicom")},
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    run.write(record)
+    state, metrics = _restore(model, run.checkpoints) if options.resume else (Progress(), {})
+    if state.step:
+        logger.info("resumed at step %d of %d.", state.step, options.epochs * fold.steps_per_epoch)
+    labels = fold.index.rows[list(LABELS)].to_numpy()
+    epochs, steps = options.epochs, fold.steps_per_epoch
+    with progress_bar(f"{ARMS[options.arch].name} fold {options.fold}", epochs * steps, "steps") as bar:
+        watcher = _Watcher(fold, state, stop, bar)
+        watcher.set_model(model)
+        watcher.metrics_to_restore = metrics
+        for epoch in range(len(state.history), epochs):
+            seconds_before = time.monotonic()
+            remaining = (epoch + 1) * steps - state.step
+            if remaining:
+                model.fit(
+                    training_dataset(
+                        fold.index,
+                        fold.training,
+                        options.arch,
+                        batch_size=options.batch,
+                        seed=options.seed,
+                        start_step=state.step,
+                    ),
+                    initial_epoch=epoch,
+                    epochs=epoch + 1,
+                    steps_per_epoch=remaining,
+                    verbose=0,
+                    callbacks=[watcher],
+                )
+            if watcher.broken_at is not None:
+                _fail(fold, state, watcher.broken_at)
+            if stop.received:
+                raise Stopped(f"stopped by {stop.received} at step {state.step}")
+            predictions = predict_rows([model], fold.index, fold.validation, description="validating")[
+                model.name
+            ]
+            row = {
+                "epoch": epoch,
+                "step": state.step,
+                "loss": float(model.get_metrics_result()["loss"]),
+                **_validation_row(labels[fold.validation], predictions),
+            }
+            state.history.append(row)
+            state.seconds += time.monotonic() - seconds_before
+            _write_epoch(fold, model, state, row)
+            watcher.save()
+            auc = "undefined" if row["val_auc_any"] is None else f"{row['val_auc_any']:.4f}"
+            logger.info(
+                "epoch %d/%d: loss %.4f, validation loss %.4f, any-AUC %s, %.0f s.",
+                epoch + 1,
+                epochs,
+                row["loss"],
+                row["val_loss"],
+                auc,
+                time.monotonic() - seconds_before,
+            )
+            if stop.received:
+                raise Stopped(f"stopped by {stop.received} after epoch {epoch + 1}")
+    load_weights(model, run.best_weights)
+    predictions = predict_rows([model], fold.index, fold.validation, description="validating")[model.name]
+    with whole_file(run.predictions("validation")) as temporary:
+        predictions_table(fold.index.rows.iloc[fold.validation], predictions).to_csv(temporary, index=False)
+    record = {
+        **record,
+        "state": COMPLETE,
+        "epochs": len(state.history),
+        "best_epoch": state.best_epoch,
+        "best_validation_loss": state.best_loss,
+        "seconds": round(state.seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    run.write(record)
+    logger.info(
+        "done in %.0f s: best epoch %d, validation loss %.4f. %s",
+        time.monotonic() - started,
+        state.best_epoch + 1,
+        state.best_loss,
+        run.folder,
+    )
+    return record

@@ -1,0 +1,165 @@
+"""All of a fold's training that needs no framework: data, split, run folder, and what is said first."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ich_keras.datasets.index import Index, load_index
+from ich_keras.datasets.splits import Split, leakage, make_split
+from ich_keras.errors import InputError
+from ich_keras.files import sha256_of_file
+from ich_keras.labels import ARMS
+from ich_keras.training.options import TrainingOptions
+from ich_keras.training.runs import Run
+
+logger = logging.getLogger(__name__)
+
+# A run may go on under other values of these; all else must be what it was.
+FREE_TO_CHANGE = {
+    "data",
+    "runs",
+    "fold",
+    "epochs",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "resume",
+    "overwrite",
+}
+
+
+@dataclass(frozen=True)
+class PreparedFold:
+    """A fold that is ready to train."""
+
+    options: TrainingOptions
+    run: Run
+    index: Index
+    split: Split
+    training: np.ndarray
+    validation: np.ndarray
+    weights: str
+    record: dict
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that show every training slice once, unless fewer or more were asked for."""
+        return self.options.steps_per_epoch or -(-len(self.training) // self.options.batch)
+
+
+def choose_weights(options: TrainingOptions, synthetic: bool) -> tuple[str, str]:
+    """What `--weights auto` stands for here, and the line that says so: (source, explanation)."""
+    if options.weights != "auto":
+        return options.weights, f"weights: {options.weights}, as asked."
+    if synthetic:
+        return "none", "weights: none, because the data are phantoms (--weights auto)."
+    if not ARMS[options.arch].in_paper:
+        return "none", f"weights: none, because {options.arch} has no ImageNet weights (--weights auto)."
+    return "imagenet", "weights: ImageNet's, because the data are real (--weights auto)."
+
+
+def check_weights_source(weights: str) -> None:
+    """Refuses a path that is not there; raises InputError("wrong-weights")."""
+    if weights not in ("auto", "imagenet", "none") and not Path(weights).exists():
+        raise InputError(
+            "wrong-weights",
+            f"--weights {weights} is not a file or folder; expected auto, imagenet, none, or the path "
+            "of a Keras weights file or of a run folder.",
+        )
+
+
+def check_run_folder(options: TrainingOptions) -> Run:
+    """Refuses to train over an earlier run unless it is to be resumed or overwritten.
+
+    Raises:
+        InputError: "run-exists".
+    """
+    run = Run(options.runs, options.protocol, options.arch, options.fold)
+    if options.overwrite or options.resume or run.is_empty():
+        return run
+    state = run.read().get("state", "without a record")
+    raise InputError(
+        "run-exists",
+        f"{run.folder} already holds a run ({state}); expected an empty folder. Give --resume to go on with "
+        "it, --overwrite to train it anew, or another --runs folder.",
+    )
+
+
+def _record(options: TrainingOptions, weights: str, index: Index, split: Split) -> dict:
+    arguments = {name: getattr(options, name) for name in options.__dataclass_fields__}
+    arguments.update(
+        data=str(options.data), runs=str(options.runs), weights=weights, batch_size=options.batch
+    )
+    del arguments["resume"], arguments["overwrite"]
+    record = {
+        "arch": options.arch,
+        "fold": options.fold,
+        "protocol": options.protocol,
+        "arguments": arguments,
+        "synthetic": index.synthetic,
+        "data_fingerprint": index.fingerprint,
+        "split_fingerprint": split.fingerprint,
+    }
+    if Path(weights).is_file():
+        record["weights_sha256"] = sha256_of_file(weights)
+    return record
+
+
+def _check_resumable(old: dict, new: dict, run: Run) -> None:
+    differences = [
+        (name, old["arguments"].get(name), new["arguments"].get(name))
+        for name in new["arguments"]
+        if name not in FREE_TO_CHANGE and old["arguments"].get(name) != new["arguments"].get(name)
+    ]
+    differences += [
+        (name, old.get(name), new.get(name))
+        for name in ("data_fingerprint", "split_fingerprint", "weights_sha256")
+        if old.get(name) != new.get(name)
+    ]
+    if differences:
+        lines = [f"  {'':24}{'the run has':>24}{'received':>24}"]
+        lines += [
+            f"  {name.replace('_', '-'):24}{str(before)[:22]:>24}{str(now)[:22]:>24}"
+            for name, before, now in differences
+        ]
+        raise InputError(
+            "run-exists",
+            f"{run.folder} can't be resumed with other settings:\n"
+            + "\n".join(lines)
+            + "\nGive the run's own settings, or --overwrite to train it anew.",
+        )
+
+
+def prepare_fold(options: TrainingOptions) -> PreparedFold:
+    """Indexes the data, splits them and checks the run folder; logs what the run rests on.
+
+    Raises:
+        InputError: the data, the split, the run folder or a weights file can't be used.
+    """
+    run = check_run_folder(options)
+    index = load_index(options.data)
+    split = make_split(index.rows, options.protocol, options.seed)
+    training, validation = split.training(options.fold), split.validation(options.fold)
+    weights, explanation = choose_weights(options, index.synthetic)
+    logger.info(
+        "%s, fold %d of the %s protocol: %d training, %d validation, %d test slices%s.",
+        ARMS[options.arch].title,
+        options.fold,
+        options.protocol,
+        len(training),
+        len(validation),
+        int(split.test.sum()),
+        " (phantoms, not patients)" if index.synthetic else "",
+    )
+    if len(index.problems):
+        logger.info(
+            "%d items of the data are left out; the report beside the index lists them.", len(index.problems)
+        )
+    logger.info("%s", leakage(index.rows, split, options.fold).sentence())
+    logger.info("%s", explanation)
+    record = _record(options, weights, index, split)
+    old = run.read()
+    if options.resume and old:
+        _check_resumable(old, record, run)
+    return PreparedFold(options, run, index, split, training, validation, weights, record)

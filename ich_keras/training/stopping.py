@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM ask a training run to stop after the current step; a second one stops at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopRequest:
+    """Whether a signal has asked the run to stop."""
+
+    def __init__(self):
+        self.received: str | None = None
+
+    def handle(self, number: int, frame) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+
+class Stopped(Exception):
+    """Training stopped at a signal, after a checkpoint; it can be resumed."""
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Yields a `StopRequest` that SIGINT and SIGTERM fill in while the block runs."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
