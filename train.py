@@ -8,11 +8,10 @@ The run goes to runs/<protocol>/<arch>/fold-<k>/; Ctrl-C saves a checkpoint, and
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from ich_keras.command import start
+from ich_keras.command import import_keras, start
 from ich_keras.errors import EXIT_STOPPED, report
 from ich_keras.labels import ARMS, FOLDS
 from ich_keras.training.options import PRECISIONS, TrainingOptions, add_data_arguments, parse_fold_or_all
@@ -79,7 +78,7 @@ def main(arguments: list[str]) -> int | None:
 
     check_weights_source(options.weights)
     prepared = prepare_fold(options)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import_keras()
     from ich_keras.training.fold import train_fold
     from ich_keras.training.stopping import Stopped
 

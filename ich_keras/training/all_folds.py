@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ich_keras.command import console
 from ich_keras.errors import EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED
 from ich_keras.labels import ARMS, FOLDS
 from ich_keras.training.options import TrainingOptions
-from ich_keras.training.progress import console
 from ich_keras.training.runs import COMPLETE, Run
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from ich_keras.datasets.batches import training_step
 from ich_keras.datasets.pipeline import training_dataset
 from ich_keras.errors import InputError
-from ich_keras.evaluation.metrics import weighted_log_loss
+from ich_keras.evaluation.metrics import log_losses
 from ich_keras.files import whole_file
 from ich_keras.labels import ARMS, LABELS
 from ich_keras.models.arms import build_arm
@@ -141,7 +141,7 @@ def _validation_row(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
     both = 0 < any_labels.sum() < len(any_labels)
     return {
         "val_loss": float(loss),
-        "val_weighted_log_loss": float(weighted_log_loss(labels, probabilities)),
+        "val_weighted_log_loss": float(log_losses(labels, probabilities).mean()),
         "val_auc_any": float(roc_auc_score(any_labels, probabilities[:, -1])) if both else None,
     }
 
@@ -221,6 +221,7 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     run.write(record)
+    logger.info("%s backend on %s.", keras.backend.backend(), ", ".join(keras.distribution.list_devices()))
     state, metrics = _restore(model, run.checkpoints) if options.resume else (Progress(), {})
     if state.step:
         logger.info("resumed at step %d of %d.", state.step, options.epochs * fold.steps_per_epoch)
@@ -246,6 +247,7 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
                     initial_epoch=epoch,
                     epochs=epoch + 1,
                     steps_per_epoch=remaining,
+                    shuffle=False,
                     verbose=0,
                     callbacks=[watcher],
                 )

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from ich_keras.datasets.index import Index
-from ich_keras.datasets.pipeline import inference_dataset
+from ich_keras.datasets.pipeline import inference_dataset, slice_errors
 from ich_keras.errors import InputError
 from ich_keras.models.arms import build_arm
 from ich_keras.models.weights import load_weights
@@ -43,12 +43,16 @@ def predict_rows(
     Returns:
         For each arm's name, float32 `[len(positions), 6]`, in the order of `positions` and `LABELS`.
     """
-    images = {arm.name: keras.Input(arm.input_shape[1:], dtype="uint8", name=arm.name) for arm in arms}
-    model = keras.Model(images, {arm.name: arm(images[arm.name]) for arm in arms})
-    dataset = inference_dataset(index, positions, [arm.name for arm in arms], batch_size=batch_size)
+    names = [arm.name for arm in arms]
+    images = [keras.Input(arm.input_shape[1:], dtype="uint8") for arm in arms]
+    model = keras.Model(images, [arm(image) for arm, image in zip(arms, images, strict=True)])
+    dataset = inference_dataset(index, positions, names, batch_size=batch_size).map(
+        lambda batch: (tuple(batch[name] for name in names),)
+    )
     steps = -(-len(positions) // batch_size)
-    with progress_bar(description, steps, "batches") as (progress, task):
-        return model.predict(dataset, verbose=0, callbacks=[_Advance(progress, task)])
+    with progress_bar(description, steps, "batches") as (progress, task), slice_errors():
+        outputs = model.predict(dataset, verbose=0, callbacks=[_Advance(progress, task)])
+    return dict(zip(names, outputs, strict=True))
 
 
 def load_run(run: Run) -> keras.Model:

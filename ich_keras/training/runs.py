@@ -152,8 +152,9 @@ def check_same_split(runs: Sequence[Run], split_fingerprint: str | None = None) 
         raise InputError(
             "split-mismatch",
             f"these runs were trained on another split or other data: {came}; expected "
-            f"{expected[:12]}. Their test slices may be another run's training slices, so they can't be judged together. Use the "
-            "--data, --protocol and --seed they were trained with, or train them again with --overwrite.",
+            f"{expected[:12]}. Their test slices may be another run's training slices, so they can't be "
+            "judged together. Use the --data, --protocol and --seed they were trained with, or train them "
+            "again with --overwrite.",
         )
 
 
