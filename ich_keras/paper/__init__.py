@@ -1,4 +1,4 @@
-"""The paper's numbers, each with its place, and an audit that recomputes what the paper claims.
+"""The paper's numbers, each with its place; `audit` recomputes what the paper claims from them.
 
 Barin S, Saribaş M, Çiltaş BG, Güraksin GE, Köse U. Hybrid Convolutional Neural Network-Based Diagnosis
 System for Intracranial Hemorrhage. BRAIN. Broad Research in Artificial Intelligence and Neuroscience
@@ -8,6 +8,8 @@ System for Intracranial Hemorrhage. BRAIN. Broad Research in Artificial Intellig
 """
 
 from typing import NamedTuple
+
+from ich_keras.labels import SUBTYPES
 
 CITATION = (
     "Barin S, Saribaş M, Çiltaş BG, Güraksin GE, Köse U. Hybrid Convolutional Neural Network-Based Diagnosis "
@@ -29,6 +31,30 @@ class Matrix(NamedTuple):
     @property
     def total(self) -> int:
         return sum(self)
+
+    @property
+    def accuracy(self) -> float:
+        return (self.tp + self.tn) / self.total
+
+    @property
+    def sensitivity(self) -> float:
+        return self.tp / (self.tp + self.fn)
+
+    @property
+    def specificity(self) -> float:
+        return self.tn / (self.tn + self.fp)
+
+    @property
+    def precision(self) -> float:
+        return self.tp / (self.tp + self.fp)
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.tp / (2 * self.tp + self.fp + self.fn)
+
+    def of_absence(self) -> "Matrix":
+        """The matrix of the opposite class: `any` from non-hemorrhage."""
+        return Matrix(tn=self.tp, fp=self.fn, fn=self.fp, tp=self.tn)
 
 
 IMAGES = 752_803
@@ -155,3 +181,27 @@ KAGGLE_COUNTS = {
     "any": 107_933,
 }
 """Slices with each label in Kaggle's stage 2 training set (RSNA 2019), as published."""
+
+
+def averagings(table: dict[str, Matrix]) -> dict[str, tuple[float, ...]]:
+    """`MEASURES` of a table of matrices under each averaging that could be meant.
+
+    Args:
+        table: `TABLE_2` or `TABLE_3`.
+
+    Returns:
+        By name: `micro` sums the matrices first, `macro` takes the mean of the classes' rates; over the
+        subtypes and `any`, the subtypes and non-hemorrhage, or the subtypes alone.
+    """
+    subtypes = [table[name] for name in SUBTYPES]
+    absent = table["non-hemorrhage"]
+    classes = {"any6": [*subtypes, absent.of_absence()], "none6": [*subtypes, absent], "5": subtypes}
+    result = {}
+    for name, matrices in classes.items():
+        separator = "" if name == "5" else "_"
+        total = Matrix(*map(sum, zip(*matrices, strict=True)))
+        result[f"micro{separator}{name}"] = tuple(getattr(total, measure) for measure in MEASURES)
+        result[f"macro{separator}{name}"] = tuple(
+            sum(getattr(matrix, measure) for matrix in matrices) / len(matrices) for measure in MEASURES
+        )
+    return result

@@ -1,0 +1,226 @@
+"""Intervals by resampling patients with replacement.
+
+Slices of one patient are alike, so a resample draws whole patients: drawing slices would make intervals far
+too narrow. A resample is a whole-number weight for each patient, and every measure is computed from weights,
+so that nothing is copied or sorted again: matrices, Brier scores and losses are one matrix product over
+patients, AUC and average precision one cumulative sum over scores that were sorted once.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ich_keras.evaluation.metrics import (
+    AVERAGES,
+    RATES,
+    Confusion,
+    auc_and_average_precision,
+    log_losses,
+    members,
+    rank,
+)
+from ich_keras.labels import LABELS
+
+RESAMPLES = 1000
+LEVEL = 0.95
+FEW_CLUSTERS = 30
+"""Below so many patients a percentile interval is known to be too narrow; it is given with a warning."""
+
+Path = tuple[str, ...]
+Replicates = dict[Path, np.ndarray]
+"""A measure's value in each resample, float64 `[resamples]`, NaN where undefined, by its place in
+metrics.json."""
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Who is resampled: the cluster of each row, and how the clusters came about."""
+
+    codes: np.ndarray  # int64 [n], 0..count-1
+    count: int
+    patients: int
+    slices_alone: int
+
+    @property
+    def unit(self) -> str:
+        if not self.slices_alone:
+            return "patient"
+        return "slice" if not self.patients else "patient where known, else slice"
+
+    def describe(self) -> dict[str, Any]:
+        """What is resampled, for metrics.json."""
+        said: dict[str, Any] = {
+            "unit": self.unit,
+            "patients": self.patients,
+            "slices_alone": self.slices_alone,
+        }
+        if self.slices_alone:
+            said["warning"] = (
+                f"{self.slices_alone:,} slices have no known patient and are resampled one by one: slices of "
+                "one patient are alike, so these intervals are too narrow."
+            )
+        elif self.count < FEW_CLUSTERS:
+            said["warning"] = f"only {self.count} patients: these intervals are too narrow."
+        return said
+
+
+def clusters(patient: np.ndarray) -> Clusters:
+    """Groups rows by patient; a row without a patient (empty text) is a group of its own."""
+    patient = np.asarray(patient, dtype=object).astype(str)
+    known = patient != ""
+    names, codes = np.unique(patient[known], return_inverse=True)
+    alone = int(np.count_nonzero(~known))
+    result = np.empty(len(patient), np.int64)
+    result[known] = codes
+    result[~known] = len(names) + np.arange(alone)
+    return Clusters(result, len(names) + alone, len(names), alone)
+
+
+def draw(count: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each of `count` clusters is drawn in each resample: uint16 `[resamples, count]`."""
+    rng = np.random.default_rng(seed)
+    weights = np.empty((resamples, count), np.uint16)
+    for row in weights:
+        row[:] = np.bincount(rng.integers(0, count, count), minlength=count)
+    return weights
+
+
+def replicates(
+    truth: np.ndarray,
+    probability: np.ndarray,
+    codes: np.ndarray,
+    weights: np.ndarray,
+    threshold: float | Sequence[float] = 0.5,
+    workers: int = 2,
+) -> Replicates:
+    """Every measure of `metrics.evaluate` in each resample.
+
+    Args:
+        truth: bool `[n, 6]`.
+        probability: float64 `[n, 6]`.
+        codes: the cluster of each row, int `[n]`.
+        weights: as of `draw`, `[resamples, clusters]`.
+        threshold: as in `metrics.evaluate`.
+        workers: threads; they take labels in turn.
+    """
+    truth, probability = np.asarray(truth, bool), np.asarray(probability, np.float64)
+    predicted = probability >= np.asarray(threshold)
+    columns = np.concatenate(
+        [
+            truth & predicted,
+            ~truth & predicted,
+            ~truth & ~predicted,
+            truth & ~predicted,
+            (probability - truth) ** 2,
+            log_losses(truth, probability)[:, None],
+            np.ones((len(truth), 1)),
+        ],
+        axis=1,
+        dtype=np.float64,
+    )
+    sums = np.zeros((weights.shape[1], columns.shape[1]))
+    for k in range(columns.shape[1]):
+        sums[:, k] = np.bincount(codes, columns[:, k], minlength=len(sums))
+    drawn = np.concatenate(
+        [weights[start : start + _BATCH] @ sums for start in range(0, len(weights), _BATCH)]
+    )
+    n = drawn[:, -1]
+    matrices = {
+        label: Confusion(*(drawn[:, 6 * part + k] for part in range(4)))  # type: ignore[arg-type]
+        for k, label in enumerate(LABELS)
+    }
+    result: Replicates = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for k, label in enumerate(LABELS):
+            for name, values in _rates(matrices[label]).items():
+                result["labels", label, name] = values
+            result["labels", label, "brier"] = drawn[:, 24 + k] / n
+        for average in AVERAGES:
+            classes = members(matrices, average).values()
+            if average.startswith("micro"):
+                total = _rates(Confusion(*(sum(parts) for parts in zip(*classes, strict=True))))
+            else:
+                each = [_rates(matrix) for matrix in classes]
+                total = {name: np.mean([part[name] for part in each], axis=0) for name in RATES}
+            for name in RATES:
+                result["averages", average, name] = total[name]
+        result["weighted_log_loss",] = drawn[:, 30] / n
+    with ThreadPoolExecutor(workers) as pool:
+        ranked = pool.map(
+            lambda k: _ranked(truth[:, k], probability[:, k], codes, weights), range(len(LABELS))
+        )
+        for label, (auc, average_precision) in zip(LABELS, ranked, strict=True):
+            result["labels", label, "auc"] = auc
+            result["labels", label, "average_precision"] = average_precision
+    return result
+
+
+def _rates(matrix: Confusion) -> dict[str, np.ndarray]:
+    tp, fp, tn, fn = (np.asarray(count, np.float64) for count in matrix)
+    return {
+        "accuracy": (tp + tn) / (tp + fp + tn + fn),
+        "sensitivity": tp / (tp + fn),
+        "specificity": tn / (tn + fp),
+        "precision": tp / (tp + fp),
+        "f1": 2 * tp / (2 * tp + fp + fn),
+    }
+
+
+def _ranked(
+    truth: np.ndarray, score: np.ndarray, codes: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    ranking = rank(truth, score)
+    ordered = codes[ranking.order]
+    pairs = [auc_and_average_precision(ranking, row[ordered]) for row in weights]
+    auc, average_precision = np.array(pairs).T
+    return auc, average_precision
+
+
+def mean_over_folds(folds: Sequence[Replicates]) -> Replicates:
+    """Each measure's mean over folds, resample by resample: all folds must share one `draw`."""
+    return {path: np.mean([fold[path] for fold in folds], axis=0) for path in folds[0]}
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> list[float] | None:
+    """The percentile interval `[low, high]`; None where a twentieth of the resamples or more is undefined."""
+    known = values[np.isfinite(values)]
+    if len(known) <= 0.95 * len(values):
+        return None
+    tail = (1 - level) / 2
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return [float(low), float(high)]
+
+
+def nest(values: Mapping[Path, Any]) -> dict[str, Any]:
+    """`{("labels", "any", "auc"): x}` as `{"labels": {"any": {"auc": x}}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        at = tree
+        for key in path[:-1]:
+            at = at.setdefault(key, {})
+        at[path[-1]] = value
+    return tree
+
+
+def intervals(drawn: Replicates, level: float = LEVEL) -> dict[str, Any]:
+    """The interval of every measure, nested as in metrics.json."""
+    return nest({path: interval(values, level) for path, values in drawn.items()})
+
+
+def difference(one: Replicates, other: Replicates, level: float = LEVEL) -> dict[str, Any]:
+    """The interval of `one - other` of every measure, both in the same resamples, and whether 0 is outside.
+
+    Returns:
+        Nested as in metrics.json, each `{"interval": [low, high] | None, "excludes_zero": bool | None}`.
+    """
+    result = {}
+    for path in one:
+        found = interval(one[path] - other[path], level)
+        outside = None if found is None else not found[0] <= 0 <= found[1]
+        result[path] = {"interval": found, "excludes_zero": outside}
+    return nest(result)
