@@ -1,66 +1,67 @@
-"""A head in millimetres: bone, air, brain and fluid as HU at any set of points.
+"""A head in millimetres: its bones, air spaces and soft tissue as HU at any points.
 
 Head coordinates: x to the patient's left, y to the back, z to the vertex, origin in the third
-ventricle. A structure is a signed distance in mm (negative inside); its edge is spread over one
-sampling step, so a boundary between two tissues has the partial volume it would have in a scan.
+ventricle. The planes of constant z are those of a usual scan, nearly along the orbitomeatal line.
 """
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter
 
-from ich_keras.ct.lesions import Lesion, lesion_cover
+from ich_keras.ct.geometry import Array, Grid, cover, ellipsoid, mix, polyline, sample, tube
 
-Array = NDArray[np.float32]
+AIR, FAT, MUSCLE, SKIN = -1000.0, -95.0, 54.0, 30.0
+CORTICAL_BONE = 1250.0
+CLUMP_MM = 6.0
 
-AIR, FAT, WATER, CSF, WHITE, GREY, MUSCLE, SKIN = -1000.0, -95.0, 8.0, 7.0, 27.5, 37.0, 58.0, 40.0
-LATTICE_MM = 3.0
-LATTICE = 72
+SPHENOID_WING = ((9, -19), (28, -31), (44, -40), (60, -38))
+PETROUS_RIDGE = ((13, -1), (34, 10), (66, 28))
 
 
 @dataclass(frozen=True)
 class Head:
     """One patient's anatomy; lengths in mm, HU where named so."""
 
-    width: float
+    width: float  # half the inner width, and so on
     front: float
     back: float
     top: float
     bone: float
-    diploe: float
+    diploe_hu: float
     scalp: float
     atrophy: float  # 0 young .. 1 aged
     ventricle: float  # scale of the ventricles
-    contrast: float  # grey-white difference as a share of the usual one
-    shift: float  # HU added to all brain tissue
+    contrast: float  # grey-white difference, as a share of the usual one
+    brain_hu: float  # added to all brain tissue
     sphenoid_air: float
     frontal_air: float
+    mastoid_air: float
     pineal: float
     plexus: tuple[float, float]
     falx_hu: float
-    falx_bone: float  # z of an ossified plaque, nan for none
-    basal_calcium: float
-    craniotomy: tuple[float, float, float, float] | None  # direction and radius
-    burr_only: bool
+    falx_plaque: float  # z of an ossified plaque, nan for none
+    basal_calcium_hu: float
+    craniotomy: tuple[float, float, float, float] | None  # centre and radius
+    burr_hole: bool  # the craniotomy is one round hole
     drain: int  # side of a ventricular catheter, 0 for none
     swelling: tuple[float, float, float, float] | None  # direction and thickness of scalp swelling
     infarct: tuple[float, float, float, float] | None  # centre and radius of an old infarct
-    folds: Array  # unit noise on a lattice, whose zero sheets are the sulci
-    clumps: Array  # unit noise on a lattice, for air cells and mottling
+    folds: Array  # [n, n, n] unit noise, whose zero sheets are the sulci
+    clumps: Array  # [n, n, n] unit noise for air cells, muscle and unevenness
     bends: Array  # [3, n, n, n] smooth displacement, mm
 
 
-def _unit_noise(rng: np.random.Generator, n: int, low: float, high: float) -> Array:
+def _unit_noise(rng: np.random.Generator, n: int, fine: float, coarse: float) -> Array:
     white = rng.standard_normal((n, n, n), dtype=np.float32)
-    band = gaussian_filter(white, low, mode="wrap") - gaussian_filter(white, high, mode="wrap")
+    band = gaussian_filter(white, fine, mode="wrap", truncate=3) - gaussian_filter(
+        white, coarse, mode="wrap", truncate=3
+    )
     return (band / band.std()).astype(np.float32)
 
 
 def _direction(rng: np.random.Generator, low: float, high: float) -> tuple[float, float, float]:
-    """A direction from the origin, at an elevation between `low` and `high` degrees, to either side."""
+    """A direction to either side, at an elevation between `low` and `high` degrees."""
     azimuth = np.radians(rng.uniform(-70, 70)) + (np.pi if rng.random() < 0.5 else 0.0)
     elevation = np.radians(rng.uniform(low, high))
     return (
@@ -72,507 +73,364 @@ def _direction(rng: np.random.Generator, low: float, high: float) -> tuple[float
 
 def random_head(rng: np.random.Generator) -> Head:
     """Draws a patient's anatomy."""
-    atrophy = float(np.clip(rng.beta(1.3, 1.5), 0.02, 0.98))
+    atrophy = float(np.clip(rng.beta(1.2, 1.3), 0.02, 0.98))
     size = rng.normal(1, 0.03)
+    width, front, top = size * rng.normal(68, 2.0), size * rng.normal(86, 2.5), size * rng.normal(76, 2.5)
+    hydrocephalus = rng.uniform(0.4, 1.1) if rng.random() < 0.06 else 0.0
+    hole = np.array(_direction(rng, 5, 50)) * (width, front, top)
+    old = np.array(_direction(rng, -5, 40)) * 52
     bends = rng.standard_normal((3, 8, 8, 8), dtype=np.float32)
     return Head(
-        width=size * rng.normal(65, 2.0),
-        front=size * rng.normal(80, 2.5),
-        back=size * rng.normal(83, 2.5),
-        top=size * rng.normal(73, 2.5),
-        bone=float(np.clip(rng.normal(6.5, 1.0), 4.5, 9)),
-        diploe=rng.uniform(450, 800),
-        scalp=float(np.clip(rng.normal(5.0, 1.2), 3, 9)),
+        width=width,
+        front=front,
+        back=size * rng.normal(87, 2.5),
+        top=top,
+        bone=float(np.clip(rng.normal(6.3, 1.0), 4.3, 9)),
+        diploe_hu=rng.uniform(450, 800),
+        scalp=float(np.clip(rng.normal(4.6, 1.2), 2.8, 9)),
         atrophy=atrophy,
-        ventricle=float(
-            rng.uniform(0.75, 1.05)
-            + 0.7 * atrophy**1.5
-            + (rng.uniform(0.4, 1.0) if rng.random() < 0.06 else 0)
-        ),
+        ventricle=rng.uniform(0.72, 1.05) + 0.65 * atrophy**1.5 + hydrocephalus,
         contrast=rng.uniform(0.75, 1.25),
-        shift=rng.normal(-0.5, 1.5),
-        sphenoid_air=rng.uniform(0.6, 1.1),
-        frontal_air=rng.uniform(0.2, 1.3),
-        pineal=rng.uniform(1.2, 3.2) if rng.random() < 0.6 else 0.0,
+        brain_hu=rng.normal(-0.5, 1.5),
+        sphenoid_air=rng.uniform(0.6, 1.15),
+        frontal_air=rng.uniform(0.2, 1.4),
+        mastoid_air=rng.uniform(0.4, 1.1),
+        pineal=rng.uniform(1.2, 3.0) if rng.random() < 0.6 else 0.0,
         plexus=(
-            rng.uniform(1.5, 3.5) if rng.random() < 0.6 else 0.0,
-            rng.uniform(1.5, 3.5) if rng.random() < 0.6 else 0.0,
+            rng.uniform(1.4, 3.2) if rng.random() < 0.6 else 0.0,
+            rng.uniform(1.4, 3.2) if rng.random() < 0.6 else 0.0,
         ),
-        falx_hu=rng.uniform(44, 72),
-        falx_bone=rng.uniform(25, 60) if rng.random() < 0.15 else float("nan"),
-        basal_calcium=rng.uniform(20, 110) if rng.random() < 0.12 * (0.5 + atrophy) else 0.0,
-        craniotomy=(*_direction(rng, 5, 50), rng.uniform(18, 38)) if rng.random() < 0.10 else None,
-        burr_only=bool(rng.random() < 0.4),
+        falx_hu=rng.uniform(46, 74),
+        falx_plaque=rng.uniform(25, 60) if rng.random() < 0.15 else float("nan"),
+        basal_calcium_hu=rng.uniform(20, 110) if rng.random() < 0.12 * (0.5 + atrophy) else 0.0,
+        craniotomy=(*hole.tolist(), rng.uniform(18, 38)) if rng.random() < 0.10 else None,
+        burr_hole=bool(rng.random() < 0.4),
         drain=int(rng.choice([-1, 1])) if rng.random() < 0.04 else 0,
         swelling=(*_direction(rng, -5, 55), rng.uniform(4, 12)) if rng.random() < 0.22 else None,
-        infarct=(*(np.array(_direction(rng, -5, 40)) * 52), rng.uniform(12, 26))
-        if rng.random() < 0.08 + 0.10 * atrophy
-        else None,
-        folds=_unit_noise(rng, LATTICE, 1.15, 2.6),
-        clumps=_unit_noise(rng, 40, 0.7, 2.0),
-        bends=(gaussian_filter(bends, (0, 1, 1, 1), mode="wrap") * 7.0).astype(np.float32),
+        infarct=(*old.tolist(), rng.uniform(12, 26)) if rng.random() < 0.08 + 0.1 * atrophy else None,
+        folds=_unit_noise(rng, 64, 1.05, 2.4),
+        clumps=_unit_noise(rng, 32, 0.7, 2.0),
+        bends=(gaussian_filter(bends, (0, 0.8, 0.8, 0.8), mode="wrap") * 7.0).astype(np.float32),
     )
-
-
-def cover(distance: Array, step: float = 1.0) -> Array:
-    """The share of a sampling step that lies inside, float32 0..1."""
-    return np.clip(0.5 - distance / step, 0, 1)
-
-
-def _mix(hu: Array, value: float | Array, share: Array) -> None:
-    hu += share * (value - hu)
-
-
-def _sample(lattice: Array, x: Array, y: Array, z: Array, step: float) -> Array:
-    n = lattice.shape[-1]
-    points = np.stack([v / step + n / 2 for v in (x, y, z)])
-    return map_coordinates(lattice, points, order=1, mode="grid-wrap", output=np.float32)
-
-
-def _coarse(field, x: Array, y: Array, z: Array, stride: int) -> Array:
-    """Evaluates a smooth `field(x, y, z)` at every `stride`-th point and interpolates between."""
-    height, width = x.shape[1:]
-    rows = max(2, round(height / stride))
-    cols = max(2, round(width / stride))
-    small = [
-        np.stack([cv2.resize(p, (cols, rows), interpolation=cv2.INTER_LINEAR) for p in v]) for v in (x, y, z)
-    ]
-    values = field(*small)
-    return np.stack([cv2.resize(p, (width, height), interpolation=cv2.INTER_CUBIC) for p in values])
-
-
-def _ellipsoid(x: Array, y: Array, z: Array, centre, radii) -> Array:
-    """About the signed distance to an ellipsoid."""
-    q = np.sqrt(
-        ((x - centre[0]) / radii[0]) ** 2
-        + ((y - centre[1]) / radii[1]) ** 2
-        + ((z - centre[2]) / radii[2]) ** 2
-    )
-    return (q - 1) * min(radii)
-
-
-def _tube(x: Array, y: Array, z: Array, path) -> Array:
-    """Signed distance to a tube along `path`, rows of x, y, z, radius."""
-    best = None
-    for (ax, ay, az, ar), (bx, by, bz, br) in zip(path[:-1], path[1:], strict=True):
-        ux, uy, uz = bx - ax, by - ay, bz - az
-        t = np.clip(((x - ax) * ux + (y - ay) * uy + (z - az) * uz) / (ux * ux + uy * uy + uz * uz), 0, 1)
-        d = np.sqrt((x - ax - t * ux) ** 2 + (y - ay - t * uy) ** 2 + (z - az - t * uz) ** 2) - (
-            ar + t * (br - ar)
-        )
-        best = d if best is None else np.minimum(best, d)
-    return best
-
-
-def _line_2d(x: Array, y: Array, a, b) -> Array:
-    ux, uy = b[0] - a[0], b[1] - a[1]
-    t = np.clip(((x - a[0]) * ux + (y - a[1]) * uy) / (ux * ux + uy * uy), 0, 1)
-    return np.sqrt((x - a[0] - t * ux) ** 2 + (y - a[1] - t * uy) ** 2)
 
 
 def vault_distance(head: Head, x: Array, y: Array, z: Array) -> Array:
-    """Signed distance in mm to the inner table of the vault, an egg that is wider behind."""
-    v = y / np.where(y > 0, head.back, head.front)
-    u = x / (head.width * (1 + 0.10 * v - 0.06 * v * v))
-    w = z / np.where(z > 0, head.top, 120.0)
-    q = np.sqrt(np.maximum(u * u + v * v + w * w - 0.22 * u * u * v * v, 1e-4))
+    """Distance in mm to the inner table of the vault: an egg wider behind, notched at the pterion."""
+    below = np.maximum(-8 - z, 0)
+    behind = y > 0
+    v = y / np.where(behind, head.back * (1 - 0.0055 * below), head.front * (1 - 0.002 * below))
+    taper = 1 + 0.10 * v - 0.10 * v * v - np.where(behind, 0.0042, 0.001) * below
+    if z.min() < 15:
+        taper -= 0.10 * np.exp(-(((y + 46) / 16) ** 2)) * np.clip((8 - z) / 25, 0, 1)
+    u = x / (head.width * taper)
+    w = z / np.where(z > 0, head.top, 130.0)
+    q = np.sqrt(np.maximum(u * u + v * v + w * w - 0.2 * (u * v) ** 2, 1e-3))
     r = np.sqrt(x * x + y * y + z * z)
-    return r * (1 - 1 / q)
+    return (r * (1 - 1 / q)).astype(np.float32)
 
 
-def _floor(x: Array, y: Array) -> Array:
-    """Height in mm of the skull base: three fossae with the sphenoid and petrous ridges between."""
+def _floor(x: Array, y: Array, z: Array) -> Array:
+    """Height in mm of the skull base: three fossae, the ridges between them, and the foramen magnum."""
     side = np.abs(x)
-    front = -24 + 11 * np.exp(-(((side - 30) / 15) ** 2))
-    middle = np.where(side < 13, -24.0, -46.0)
-    behind = np.full_like(x, -62.0)
-    floor = np.where(y < -32, front, np.where(y < 4 + 0.3 * side, middle, behind))
-    floor = np.where((side < 13) & (y > -32) & (y < 4), -24 - 2.4 * np.maximum(y + 8, 0), floor)
-    sphenoid = _line_2d(side, y, (11, -20), (60, -38))
-    petrous = _line_2d(side, y, (12, -1), (66, 26))
-    floor = np.maximum(floor, -17 - 2.2 * sphenoid)
-    floor = np.maximum(floor, -24 - 0.022 * (side - 40) ** 2 * 0 - 1.7 * petrous)
+    front = -25.5 + 8 * np.exp(-(((side - 31) / 17) ** 2))
+    wing = polyline(side, y, SPHENOID_WING)
+    ridge = polyline(side, y, PETROUS_RIDGE)
+    ahead = y < -20 - 0.42 * np.minimum(side, 46)
+    behind = y > -6 + 0.52 * side
+    floor = np.where(ahead, front, np.where(behind, -51.0, -47.0))
+    floor = np.where((side < 12) & (y > -20) & (y < -4), -28.0, floor)
+    floor = np.where((side < 15) & (y >= -4), np.maximum(floor, -25 - 1.5 * (y + 4)), floor)
+    floor = np.where(ahead, floor, np.maximum(floor, -18 - 4.5 * np.maximum(wing - 2.0, 0)))
+    floor = np.maximum(floor, -23 - 2.6 * np.maximum(ridge - 1.0, 0))
     return floor.astype(np.float32)
 
 
-@dataclass
-class Brain:
-    """What a lesion is shaped by, at each point: float32 [planes, h, w]."""
-
-    x: Array
-    y: Array
-    z: Array
-    inside: Array  # signed distance to the inner table, mm
-    vault: Array  # the same without the skull base
-    ventricle: Array  # share 0..1
-    cistern: Array  # share 0..1 of subarachnoid fluid, widened to what blood would fill
-    mottle: Array  # unit noise
+def spinal_canal(x: Array, y: Array, z: Array) -> Array:
+    """Distance to the foramen magnum and the canal below it."""
+    return np.maximum(np.sqrt(x * x + ((y - 32) * 0.88) ** 2) - 14, z + 42)
 
 
-def _ventricles(head: Head, x: Array, y: Array, z: Array) -> Array:
-    k = head.ventricle
-    side = np.abs(x)
-    body = [
-        (9 * k**0.6, -40 - 2 * k, 4, 2.0 * k),
-        (8, -30, 11, 4.0 * k),
-        (7.5, -18, 18, 4.2 * k),
-        (9, 2, 23, 3.6 * k),
-        (14, 18, 22, 4.0 * k),
-        (23, 30, 13, 5.2 * k),
-    ]
-    distance = _tube(side * 1.0, y, z, body)
-    distance = np.minimum(
-        distance, _tube(side, y, z, [(23, 30, 13, 5.0 * k), (24, 46, 8, 2.2 * k), (22, 58, 6, 0.6 * k)])
-    )
-    horn = [(24, 29, 10, 4.2 * k), (31, 22, -3, 2.4 * k), (32, 6, -13, 1.8 * k), (28, -7, -19, 2.4 * k)]
-    distance = np.minimum(distance, _tube(side, y, z, horn))
-    # The septum keeps the frontal horns and bodies apart.
-    distance = np.maximum(distance, 0.7 - side)
-    third = np.maximum(np.maximum(side - (0.6 + 1.3 * k), np.abs(y + 2) - 14), np.abs(z + 1) - 10)
-    fourth = np.maximum(
-        (side - (3.0 + 4.5 * k) * np.clip((37 - y) / 10, 0.1, 1.1)),
-        np.maximum(np.abs(y - 31) - 3.2 * k**0.5, np.abs(z + 36) - 12),
-    )
-    return np.minimum(distance, np.minimum(third, fourth))
+def inside_distance(head: Head, grid: Grid) -> tuple[Array, Array]:
+    """Distance to the cranial cavity's wall, and to the vault's inner table alone, mm."""
+    vault = vault_distance(head, grid.x, grid.y, grid.z)
+    vault += 0.35 * grid.smooth(lambda x, y, z: sample(head.bends[0], x, y, z, 24.0), 12)
+    crest = grid.window(((-16, 16), (50, 110), (-60, 12)))
+    if crest is not None:
+        x, y, z = grid.x[crest], grid.y[crest], grid.z[crest]
+        vault[crest] += 5.5 * np.exp(-((x / 6) ** 2)) * np.clip((10 - z) / 20, 0, 1) * (y > 50)
+    if grid.low > 2:
+        return vault, vault
+    floor = grid.smooth(_floor, 2)
+    inside = np.maximum(vault, 0.7 * (floor - grid.z))
+    if grid.low < -38:
+        inside = np.minimum(inside, spinal_canal(grid.x, grid.y, grid.z))
+    return inside, vault
 
 
-def _cisterns(head: Head, x: Array, y: Array, z: Array) -> Array:
-    """Signed distance in mm to the basal cisterns, Sylvian fissures and interhemispheric fissure."""
-    a = head.atrophy
-    side = np.abs(x)
-    slab = np.abs(z + 18) - 8
-    star = np.minimum(
-        _ellipsoid(x, y, z * 0, (0, -14, 0), (8 + 3 * a, 7 + 2 * a, 1e3)),
-        np.minimum(
-            _line_2d(side, y, (0, -14), (24, -24)) - (1.4 + 1.2 * a),
-            np.minimum(
-                _line_2d(side, y, (4, -10), (17, 1)) - 1.4, _line_2d(side, y, (0, -14), (0, -34)) - (1.0 + a)
-            ),
-        ),
-    )
-    star = np.maximum(star, slab)
-    ring = np.abs(np.sqrt((side / 1.1) ** 2 + (y - 7) ** 2) - 17) - (1.1 + 0.9 * a)
-    ring = np.maximum(np.maximum(ring, np.abs(z + 12) - 11), -(y + 4))
-    plate = np.maximum(_ellipsoid(x, y, z * 0, (0, 25, 0), (9, 3.5 + 2 * a, 1e3)), np.abs(z + 6) - 9)
-    pons = np.maximum(
-        np.abs(np.sqrt((x / 1.25) ** 2 + (y - 13) ** 2) - 16) - (1.0 + 0.8 * a),
-        np.maximum(np.abs(z + 38) - 16, y - 14),
-    )
-    magna = _ellipsoid(x, y, z, (0, 58, -58), (9 + 4 * a, 8, 9))
-    lean = 0.55 * (z + 12)
-    sylvian = np.minimum(
-        _line_2d(side, y - lean, (37, -18), (42, 16)), _line_2d(side, y - lean, (40, -16), (62, -10))
-    )
-    sylvian = np.maximum(sylvian - (0.5 + 2.6 * a), np.abs(z - 1) - 17)
-    fissure = side - (0.35 + 1.5 * a) * np.clip((-y - 15) / 40 + 0.7, 0.5, 1.4)
-    fissure = np.maximum(
-        fissure,
-        np.minimum(np.minimum(22 - np.abs(y), 0) * 0 + np.where(y < 0, -y - 46 + 0.0 * z, 46 - y) * -1, 100),
-    )
-    open_above = np.minimum(30 - z, np.where(y < 0, 44 + y, 40 - y) + 0.0)
-    fissure = np.maximum(side - (0.35 + 1.5 * a) * np.clip((-y - 15) / 40 + 0.7, 0.5, 1.4), open_above)
-    return np.minimum.reduce([star, ring, plate, pons, magna, sylvian, fissure])
-
-
-def head_hu(
-    head: Head, lesions: list[Lesion], x: Array, y: Array, z: Array, step: float
-) -> tuple[Array, list[Array]]:
-    """HU at points of head coordinates, and each lesion's share there.
-
-    Args:
-        head: the anatomy.
-        lesions: what bleeds.
-        x, y, z: float32 [planes, h, w], mm.
-        step: sampling step in the plane, mm.
-
-    Returns:
-        float32 [planes, h, w] in HU, and one float32 [planes, h, w] share 0..1 a lesion.
-    """
-    low, high = float(z.min()), float(z.max())
-    vault = vault_distance(head, x, y, z)
-    floor = _coarse(lambda a, b, c: _floor(a, b), x, y, z, 2) if low < 5 else np.full_like(x, -200)
-    inside = np.maximum(vault, 0.75 * (floor - z))
-    side = np.abs(x)
-    hu = np.full(x.shape, AIR, np.float32)
-    shares = [np.zeros_like(x) for _ in lesions]
-
-    skin = _skin(head, vault, x, y, z, low)
-    if not (skin < step).any():
-        return hu, shares
-    _soft_tissue(head, hu, skin, vault, inside, x, y, z, step)
-
-    if (inside < step).any():
-        # Displacement by smooth bends and by each lesion's mass.
-        bend = [_coarse(lambda a, b, c, f=f: _sample(f, a, b, c, 30.0), x, y, z, 12) for f in head.bends]
-        shift = sum((lesion.push(x, y, z) for lesion in lesions), np.zeros_like(x))
-        calm = np.clip(-inside / 12, 0, 1)
-        bx, by, bz = x + bend[0] * calm - shift * calm, y + bend[1] * calm, z + bend[2] * calm
-        brain_hu, brain = _brain(head, bx, by, bz, x, y, z, inside, vault, step)
-        for lesion, share in zip(lesions, shares, strict=True):
-            share += lesion_cover(lesion, brain, step)
-            if lesion.rim > 0:
-                halo = lesion_cover(lesion, brain, step, grow=lesion.rim, soften=lesion.rim)
-                brain_hu -= 11 * halo * (1 - brain.ventricle)
-            _mix(brain_hu, lesion.hu + lesion.mottle * brain.mottle, share)
-        room = cover(inside, step)
-        _mix(hu, brain_hu, room)
-        for share in shares:
-            share *= room
-    _bone(head, hu, vault, inside, x, y, z, side, low, high, step)
-    return hu, shares
-
-
-def _skin(head: Head, vault: Array, x: Array, y: Array, z: Array, low: float) -> Array:
+def skin_distance(head: Head, vault: Array, grid: Grid) -> Array:
+    """Distance to the skin, mm: scalp over the vault, and below it face, nose and neck."""
+    x, y, z = grid.x, grid.y, grid.z
     skin = vault - (head.bone + head.scalp)
-    if low < 0:
-        # The vault's egg ends at the nape; face, nose and neck go on below.
-        skin = np.maximum(skin, -(z + 62) - 0.9 * (y - 20) * 0 - 40)
-        face = _ellipsoid(x, y, z, (0, -46, -58), (64, 60, 62))
-        nose = _ellipsoid(x, y, z, (0, -100, -56), (13, 20, 26))
-        neck = np.maximum(np.sqrt((x / 1.05) ** 2 + (y - 20) ** 2) - 66, z + 40)
-        skin = np.minimum(np.minimum(np.maximum(skin, -58 - z), face), np.minimum(nose, neck))
+    if grid.low < 0:
+        skin -= 0.9 * _brow(head, x, y, z)
+        skin -= 0.42 * np.maximum(-12 - z, 0) * np.clip(0.3 + y / 60, 0, 1)
+        face = ellipsoid(x, y, z, (0, -42, -62), (64, 52, 66))
+        nose = ellipsoid(x, y, z, (0, -90, -62), (13, 22, 24))
+        cheek = ellipsoid(x, y, z, (0, -20, -70), (72, 40, 60))
+        skin = np.minimum.reduce([np.maximum(skin, -95 - z), face, nose, cheek])
     if head.swelling is not None:
-        dx, dy, dz, thick = head.swelling
-        r = np.sqrt(x * x + y * y + z * z) + 1e-3
-        cosine = np.maximum((x * dx + y * dy + z * dz) / r, 0)
-        skin = skin - thick * np.exp(-(1 - cosine) * 12)
+        skin -= head.swelling[3] * _swelling(head, x, y, z)
     return skin
 
 
-def _soft_tissue(
-    head: Head, hu: Array, skin: Array, vault: Array, inside: Array, x, y, z, step: float
-) -> None:
-    _mix(hu, SKIN, cover(skin, step))
-    _mix(hu, FAT, cover(np.maximum(skin + 2.2, head.bone + 1.2 - vault), step))
+def _swelling(head: Head, x: Array, y: Array, z: Array) -> Array:
+    dx, dy, dz, _ = head.swelling
+    cosine = (x * dx + y * dy + z * dz) / (np.sqrt(x * x + y * y + z * z) + 1e-3)
+    return np.exp((np.maximum(cosine, 0) - 1) * 12)
+
+
+def paint_soft_tissue(head: Head, hu: Array, skin: Array, vault: Array, clumps: Array, grid: Grid) -> None:
+    """Skin, fat, scalp swelling and muscle."""
+    mix(hu, SKIN, cover(skin))
+    mix(hu, FAT, cover(skin + 2.0))
     if head.swelling is not None:
-        dx, dy, dz, thick = head.swelling
-        r = np.sqrt(x * x + y * y + z * z) + 1e-3
-        cosine = np.maximum((x * dx + y * dy + z * dz) / r, 0)
-        _mix(hu, 48.0, cover(skin + 2.0, step) * np.clip(np.exp(-(1 - cosine) * 12) * 2 - 0.6, 0, 1))
-    if z.min() < 5:
-        mottle = _coarse(lambda a, b, c: _sample(head.clumps, np.abs(a), b, c, 6.0), x, y, z, 3)
-        deep = cover(np.maximum(skin + 5.0, z + 22 + 0.15 * y), step)
-        _mix(
+        amount = _swelling(head, grid.x, grid.y, grid.z)
+        mix(hu, 46.0 + 8 * clumps, cover(skin + 2.0) * np.clip(2 * amount - 0.5, 0, 1))
+    if grid.low > 20:
+        return
+    everywhere = ((-80, 80), (-80, 20), (-70, 25))
+
+    def temporalis(x, y, z):
+        near = np.sqrt((y + 32) ** 2 + 0.8 * (z + 22) ** 2)
+        return near - 36
+
+    for window, share in grid.covers(everywhere, temporalis, 3.0, mirrored=False):
+        band = cover(np.abs(vault[window] - head.bone - 4.5) - 4.0, 1.5) * cover(skin[window] + 3.0)
+        mix(hu[window], MUSCLE, share * band)
+    behind = np.clip((grid.y - 2) / 8, 0, 1)
+    nape = cover(np.maximum(skin + 4.5, grid.z + 24)) * behind
+    layers = np.sin(skin * 0.5 + 1.5 * clumps)
+    planes = np.clip(0.6 + 1.6 * (layers + 0.75 + 0.5 * clumps), 0, 1)
+    mix(hu, FAT + (MUSCLE - FAT + 5 * clumps) * planes, nape)
+    deep = cover(np.maximum(skin + 6.0, grid.z + 40)) * (1 - behind)
+    mix(hu, FAT + (MUSCLE - FAT) * np.clip(0.5 + 3.0 * (clumps - 0.05), 0, 1), deep)
+    muscles = (
+        ((50, -32, -72), (9, 19, 26)),  # masseter
+        ((34, -22, -68), (10, 16, 16)),  # pterygoids
+        ((11, 2, -72), (10, 8, 18)),  # before the spine
+    )
+    for centre, radii in muscles:
+        box = tuple((c - r - 2, c + r + 2) for c, r in zip(centre, radii, strict=True))
+        grid.paint(
             hu,
-            np.where(mottle > -0.25, MUSCLE, FAT + 20).astype(np.float32),
-            deep * np.clip(np.abs(mottle + 0.25) * 4, 0, 1),
+            MUSCLE,
+            box,
+            lambda x, y, z, c=centre, r=radii: ellipsoid(x, y, z, c, r),
+            blur=2,
+            mirrored=True,
         )
-        temporalis = np.maximum(
-            np.abs(vault - head.bone - 5) - 4.5, np.sqrt((y + 28) ** 2 + (z + 25) ** 2) - 34
-        )
-        _mix(hu, MUSCLE, cover(np.maximum(temporalis, skin + 3), step))
 
 
-def _brain(head: Head, bx, by, bz, x, y, z, inside, vault, step: float) -> tuple[Array, Brain]:
-    a = head.atrophy
-    low, high = float(z.min()), float(z.max())
-    side = np.abs(bx)
-    white = WHITE + head.shift
-    grey = white + (GREY - WHITE) * head.contrast
-    # Folds vary slowly from the surface inwards, so sulci run in depth.
-    r = np.sqrt(x * x + y * y + z * z) + 1e-3
-    pull = (45 + 0.45 * (r - 45)) / r * 1.35
-    folds = _sample(head.folds, bx * pull + np.where(x > 0, 57.0, 0.0), by * pull, bz * pull, LATTICE_MM)
-    mottle = _coarse(lambda p, q, s: _sample(head.clumps, p, q, s, 7.0), x, y, z, 3)
-    gap = 0.8 + 3.2 * a * np.clip(0.8 - y / 120, 0.3, 1.4) * np.clip((z + 30) / 60, 0.3, 1)
-    surface = inside + gap
-    behind = (
-        z < -18 + 0.42 * (y - 10) * 0 + 22 * np.clip(1 - side / 55, 0, 1) * np.clip((y - 5) / 30, 0, 1)
-    ) & (y > 4 + 0.3 * side)
-    depth = np.minimum(-surface, np.where((z > 4) | (y < -25), side, 100.0))
-    sheet = np.abs(folds) * 4.2
-    width = (0.25 + 1.35 * a) * np.clip(1.15 - depth / 19, 0, 1) * np.where(behind, 0.2, 1.0)
-    sulcus = cover(sheet - width, step * 1.3) * (depth < 20) * np.clip(width * 2.2, 0, 1)
-    ribbon = cover(np.minimum(depth, np.where(depth < 18, sheet, 20.0)) - 3.4, 2.5)
+def _bone_distance(head: Head, vault: Array, inside: Array, clumps: Array, grid: Grid) -> Array:
+    x, y, z = grid.x, grid.y, grid.z
+    side = np.abs(x)
+    thick = head.bone + 1.8 * np.clip(z / 60, 0, 1)
+    thick = thick + 2.5 * np.clip(np.abs(y) / 70 - 0.4, 0, 1) * np.clip(1 - side / 34, 0, 1)
+    if grid.low > 12:
+        return np.maximum(-inside, vault - thick)
+    thick = thick + _brow(head, x, y, z)
+    below = np.where(inside > vault + 0.01, inside - 5.0, np.float32(-99))
+    bone = np.maximum(np.maximum(-inside, below), vault - thick)
+    bone = np.maximum(bone, -(z + 62))
+    negative = np.full_like(bone, 50.0)
 
-    hu = np.full(x.shape, white, np.float32)
-    _mix(hu, grey, ribbon)
-    if high > -16 and low < 24:
-        nuclei = np.minimum.reduce(
-            [
-                _ellipsoid(side, by, bz, (11, 6, 6), (8.5, 13, 10)),
-                _ellipsoid(side, by, bz, (13, -24, 8), (5, 8, 9)),
-                _ellipsoid(side, by - 0.35 * (side - 24), bz, (25, -8, 3), (6.5, 15, 10)),
-            ]
-        )
-        _mix(hu, grey, cover(nuclei, 2.5) * 0.9)
-        if head.basal_calcium:
-            _mix(
-                hu,
-                grey + head.basal_calcium,
-                cover(_ellipsoid(side, by, bz, (20, -4, 2), (3, 6, 4)), 2.5) * 0.8,
-            )
-    if low < 5:
-        folia = np.abs(np.sin((np.sqrt(x * x + (y - 20) ** 2)) * 0.9 + folds * 0.7))
-        _mix(hu, grey - 3 - 3.0 * (folia < 0.25), behind.astype(np.float32) * 0.85)
-        stem = np.minimum(
-            _ellipsoid(x, y, z, (0, 6, -14), (15, 13, 14)), _ellipsoid(x, y, z, (0, 13, -42), (17, 13, 22))
-        )
-        _mix(hu, white + 2, cover(stem, 2.0))
-    if head.infarct is not None:
-        cx, cy, cz, radius = head.infarct
-        scar = np.sqrt((bx - cx) ** 2 + (by - cy) ** 2 + (bz - cz) ** 2) - radius + 3.5 * mottle
-        _mix(hu, 16.0, cover(scar, 6.0) * 0.9)
+    def add(box, shape, mirrored=True):
+        (x0, x1), ys, zs = box
+        for sign in (1, -1) if mirrored else (1,):
+            window = grid.window(((x0, x1) if sign == 1 else (-x1, -x0), ys, zs))
+            if window is not None:
+                d = shape(x[window] if sign == 1 else -x[window], y[window], z[window])
+                np.minimum(negative[window], d, out=negative[window])
 
-    cistern = np.full_like(x, 50.0)
-    if True:
-        cistern = _cisterns(head, bx, by, bz)
-    csf = np.maximum.reduce([sulcus, cover(cistern, step), cover(-surface, 1.5)])
-    _mix(hu, CSF, csf)
-    ventricle = cover(_ventricles(head, bx, by, bz), step) if low < 45 and high > -50 else np.zeros_like(x)
-    _mix(hu, CSF, ventricle)
-
-    # Falx and tentorium; the sagittal sinus behind and above.
-    edge = np.where(y < 0, 12 + 0.25 * (y + 82), 8.0)
-    falx = np.maximum(np.abs(bx) - 0.55, np.maximum(np.where(y < 0, 36 + y * 1.0, 30 - y), edge - z) * 0.5)
-    falx = np.minimum(falx, np.maximum(np.abs(bx) - 0.55, np.maximum(32 - z, -inside - 28)))
-    _mix(hu, head.falx_hu, cover(falx, step * 1.4) * 0.9)
-    sinus = _line_2d(x, np.maximum(inside + 1.5, 0), (0, 0), (0, 1)) - 4.0
-    sinus = np.maximum(
-        np.maximum(np.abs(x) - 4.5 - 0.8 * np.minimum(inside + 1, 0), -inside - 6),
-        np.minimum(12 - y, 40 - z) * 0.3,
+    add(
+        ((0, 64), (-48, -12), (-56, -14)),
+        lambda a, b, c: np.maximum(polyline(a, b, SPHENOID_WING) - 3.2, np.abs(c + 36) - 19),
     )
-    _mix(hu, 52.0, cover(sinus, 2.0) * (z > -20))
-    if low < 12:
-        roof = -20 + 24 * np.clip(1 - side / 58, 0, 1)
-        tent = np.maximum(np.abs(z - roof) * 0.75 - 0.7, np.maximum(18 - y, (4 + 0.3 * side) - y))
-        _mix(hu, 50.0, cover(tent, 2.0) * 0.7)
-        transverse = np.maximum(np.sqrt((inside + 4) ** 2 + (z + 20) ** 2) - 4.5, 30 - y)
-        _mix(hu, 54.0, cover(transverse, 2.0))
-        vessels = np.minimum(
-            _tube(x, y, z, [(0, -6, -45, 1.4), (0, -6, -20, 1.5)]),
-            _tube(side, y, z, [(5, -18, -19, 1.2), (22, -22, -16, 1.2), (36, -16, -12, 0.9)]),
-        )
-        _mix(hu, 46.0, cover(vessels, step))
-    if head.pineal:
-        _mix(
-            hu,
-            260.0,
-            cover(_ellipsoid(x, by, bz, (0, 21, 3), (head.pineal, head.pineal, head.pineal * 1.3)), 1.3),
-        )
-    for sign, radius in zip((-1, 1), head.plexus, strict=True):
-        if radius:
-            _mix(
-                hu,
-                210.0,
-                cover(_ellipsoid(sign * bx, by, bz, (22, 31, 12), (radius, radius * 1.6, radius * 1.6)), 1.3)
-                * 0.9,
-            )
-    if np.isfinite(head.falx_bone):
-        _mix(hu, 420.0, cover(_ellipsoid(x, y, z, (0.5, -62, head.falx_bone), (1.6, 7, 7)), 1.2))
-    if head.drain:
-        s = head.drain
-        _mix(hu, 350.0, cover(_tube(x, y, z, [(s * 30, -50, 66, 1.3), (s * 8, -22, 16, 1.3)]), step))
-    blood = np.maximum.reduce(
-        [
-            cover(sheet - width - 1.1, step) * (depth < 20) * (depth > -3) * ~behind,
-            cover(cistern - 0.5, step),
-            cover(-surface - 0.5, 1.5),
-        ]
+    add(
+        ((4, 70), (-12, 48), (-58, -20)),
+        lambda a, b, c: np.maximum(
+            polyline(a, b, PETROUS_RIDGE) - 1.0 - np.clip(-23 - c, 0, 20) * 0.5, np.abs(c + 39) - 16
+        ),
     )
-    return hu, Brain(bx, by, bz, inside, vault, ventricle, blood * (1 - ventricle), mottle)
+    add(((0, 16), (-30, 24), (-60, -20)), _clivus, mirrored=False)
+    add(((-16, 0.5), (-30, 24), (-60, -20)), _clivus, mirrored=False)
+    add(((44, 74), (2, 48), (-76, -26)), lambda a, b, c: ellipsoid(a, b, c, (58, 25, -46), (11, 18, 22)))
+    add(((42, 60), (-22, 2), (-82, -50)), lambda a, b, c: ellipsoid(a, b, c, (51, -10, -66), (5, 8, 15)))
+    add(
+        ((50, 76), (-66, 2), (-62, -44)),
+        lambda a, b, c: np.maximum(
+            np.abs(np.sqrt(a * a + ((b + 24) * 0.8) ** 2) - 64) - 1.8, np.abs(c + 53) - 5
+        ),
+    )
+    add(((8, 58), (-90, -30), (-66, -16)), _orbital_wall)
+    add(
+        ((5, 46), (-88, -36), (-88, -46)),
+        lambda a, b, c: np.abs(_maxillary_sinus(a, b, c) - 0.6) - 0.8,
+    )
+    add(((0, 16), (-92, -28), (-86, -24)), lambda a, b, c: _septa(a, b, c))
+    add(((12, 40), (-96, -60), (-90, -60)), lambda a, b, c: ellipsoid(a, b, c, (18, -74, -86), (18, 14, 6)))
+    add(((30, 62), (-86, -40), (-70, -22)), lambda a, b, c: ellipsoid(a, b, c, (50, -58, -48), (6, 9, 16)))
+    add(
+        ((-30, 30), (0, 62), (-100, -58)),
+        lambda a, b, c: np.maximum(np.abs(np.sqrt(a * a + (b - 32) ** 2) - 18.5) - 3.2, c + 60),
+        False,
+    )
+    add(((8, 34), (14, 42), (-100, -52)), lambda a, b, c: ellipsoid(a, b, c, (21, 28, -66), (8, 10, 12)))
+    add(
+        ((-7, 7), (4, 20), (-100, -58)),
+        lambda a, b, c: np.maximum(np.sqrt(a * a + (b - 12) ** 2) - 5.5, c + 58),
+        False,
+    )
+    return np.minimum(bone, negative)
 
 
-def _bone(head: Head, hu: Array, vault, inside, x, y, z, side, low: float, high: float, step: float) -> None:
-    thick = (
-        head.bone + 2.0 * np.clip(y / 80, 0, 1) * np.clip(1 - side / 25, 0, 1) + 2.0 * np.clip(z / 70, 0, 1)
-    )
-    shell = np.maximum(-inside, np.maximum(vault - thick, -(z + 64)))
-    bone = shell
-    if low < 0:
-        base = np.maximum(
-            np.maximum(-inside, inside - 7),
-            np.maximum(vault - thick, np.sqrt((x / 1.1) ** 2 + (y + 2) ** 2) - 74),
-        )
-        hole = np.sqrt(x * x + ((y - 34) * 0.9) ** 2) - 16
-        base = np.maximum(base, -np.maximum(hole, z + 48))
-        bone = np.minimum(np.maximum(shell, -np.maximum(hole, z + 48)), base)
-        bone = np.minimum(bone, _face_bone(head, x, y, z, side))
-    gap = None
+def _brow(head: Head, x: Array, y: Array, z: Array) -> Array:
+    """Extra thickness of the frontal bone, mm, which holds the frontal sinus."""
+    amount = np.exp(-((x / 34) ** 4) - ((z + 16) / 17) ** 2) * (y < -40)
+    return (3 + 4.5 * head.frontal_air) * amount
+
+
+def _clivus(x: Array, y: Array, z: Array) -> Array:
+    """Body of the sphenoid, dorsum sellae and clivus."""
+    d = polyline(y, z, ((-4, -24), (14, -52))) - 3.0
+    body = ellipsoid(x, y, z, (0, -14, -40), (13, 12, 11))
+    dorsum = ellipsoid(x, y, z, (0, -5, -27), (8, 2.2, 5))
+    return np.minimum.reduce([np.maximum(d, np.abs(x) - 13), body, dorsum])
+
+
+def _orbit(x: Array, y: Array, z: Array) -> Array:
+    """The orbital cone, its apex behind and towards the middle."""
+    t = np.clip((y + 76) / 42, -0.35, 1)
+    cone = np.sqrt((x - 32 + 17 * t) ** 2 + (z + 42 - 5 * t) ** 2) - (17.5 - 15 * np.maximum(t, 0))
+    return np.maximum(cone, y + 35)
+
+
+def _orbital_wall(x: Array, y: Array, z: Array) -> Array:
+    wall = np.abs(_orbit(x, y, z) - 1.2) - np.where(x > 34, 1.5, 0.9)
+    return np.maximum(wall, -y - np.where(x > 30, 70, 84))
+
+
+def _maxillary_sinus(x: Array, y: Array, z: Array) -> Array:
+    prism = np.maximum(14 - x, 0.6 * (x - 14) + 0.8 * np.abs(y + 61) - 16.5)
+    return np.maximum(prism, np.abs(z + 70) - 15)
+
+
+def _cell_walls(x: Array, y: Array, z: Array) -> Array:
+    """Distance to the partitions between the ethmoid cells, which are of no regular size."""
+    across = np.abs(np.mod(y + 3 * np.sin(0.45 * x + 0.3 * z) + 2 * np.sin(0.23 * y), 9.5) - 4.75)
+    return np.minimum(np.abs(x - 6.5 - 1.2 * np.sin(0.4 * y + 0.5 * z)), across)
+
+
+def _septa(x: Array, y: Array, z: Array) -> Array:
+    """Nasal septum, ethmoid walls and thin partitions between the cells."""
+    middle = np.maximum(np.maximum(x - 0.7, np.abs(y + 60) - 30), np.abs(z + 58) - 28)
+    walls = _cell_walls(x, y, z) - 0.25
+    cells = np.maximum(np.maximum(walls, x - 13), np.maximum(np.abs(y + 58) - 24, np.abs(z + 40) - 12))
+    return np.minimum(middle, cells)
+
+
+def paint_bone(head: Head, hu: Array, vault: Array, inside: Array, clumps: Array, grid: Grid) -> None:
+    """Skull with diploe, skull base, face, and what surgery left."""
+    bone = _bone_distance(head, vault, inside, clumps, grid)
     if head.craniotomy is not None:
-        dx, dy, dz, radius = head.craniotomy
-        cx, cy, cz = dx * head.width * 1.05, dy * head.front * 1.02, dz * head.top
-        d = np.sqrt((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2)
-        gap = (d - 7) if head.burr_only else (np.abs(d - radius) - 1.6)
-        bone = np.maximum(bone, -gap)
-    hard = cover(bone, step)
-    mottle = 1.0
-    marrow = cover(np.maximum(bone + 1.9, np.abs(vault - thick / 2) - thick / 4), 1.6)
-    hu_bone = 1150.0 - (1150.0 - head.diploe) * marrow * mottle
-    _mix(hu, hu_bone.astype(np.float32), hard)
-    if low < 20:
-        _air(head, hu, vault, x, y, z, side, low, step)
+        cx, cy, cz, radius = head.craniotomy
+        d = np.sqrt((grid.x - cx) ** 2 + (grid.y - cy) ** 2 + (grid.z - cz) ** 2)
+        bone = np.maximum(bone, -(d - 7.5 if head.burr_hole else np.abs(d - radius) - 1.3))
+    marrow = cover(bone + 2.2, 1.8)
+    value = CORTICAL_BONE - (CORTICAL_BONE - head.diploe_hu) * marrow + 70 * clumps * marrow
+    mix(hu, value.astype(np.float32), cover(bone))
 
 
-def _face_bone(head: Head, x, y, z, side) -> Array:
-    mottle = _coarse(lambda a, b, c: _sample(head.clumps, np.abs(a), b, c, 6.0), x, y, z, 3)
-    orbit = _orbit(side, y, z)
-    wall = np.maximum(np.abs(orbit - 1.2) - 1.2, np.maximum(y + 0.0, -(y + 78)) * 1.0)
-    wall = np.maximum(wall, -86 - y)
-    maxilla = _ellipsoid(side, y, z, (27, -58, -68), (15, 18, 17))
-    wall = np.minimum(wall, np.abs(maxilla - 0.8) - 1.0)
-    zygoma = np.maximum(
-        np.abs(np.sqrt((side / 1.0) ** 2 + ((y + 22) / 1.15) ** 2) - 64) - 2.2,
-        np.maximum(np.abs(z + 50) - 5, y + 8),
-    )
-    clivus = _ellipsoid(x, y, z, (0, -6, -46), (13, 8, 24))
-    condyle = _ellipsoid(side, y, z, (50, -8, -62), (9, 6, 12))
-    mastoid = _ellipsoid(side, y, z, (56, 24, -46), (12, 18, 22))
-    septum = np.maximum(np.maximum(side - 0.9, np.abs(y + 66) - 26), np.abs(z + 62) - 26)
-    cells = np.maximum(np.maximum(side - 14, np.abs(y + 60) - 26), np.abs(z + 36) - 14)
-    ethmoid = np.maximum(cells, 0.22 - np.abs(mottle)) * 0 + np.maximum(
-        cells, np.minimum(np.abs(side - 6.5), np.abs(np.mod(y, 9) - 4.5)) - 0.7
-    )
-    arch = np.maximum(np.abs(np.sqrt(x * x + (y - 30) ** 2) - 24) - 5, z + 62)
-    brow = _ellipsoid(x, y, z, (0, -84, -12), (34, 8, 16))
-    return np.minimum.reduce([wall, zygoma, clivus, condyle, mastoid, septum, ethmoid, arch, brow])
-
-
-def _orbit(side: Array, y: Array, z: Array) -> Array:
-    """Signed distance to the orbital cone, apex behind and towards the middle."""
-    t = np.clip((y + 90) / 55, -0.1, 1)
-    return np.maximum(np.sqrt((side - 33 + 18 * t) ** 2 + (z + 36) ** 2) - 18 * (1 - t) - 1, y + 36)
-
-
-def _air(head: Head, hu: Array, vault, x, y, z, side, low: float, step: float) -> None:
-    mottle = _coarse(lambda a, b, c: _sample(head.clumps, a, b, c, 3.6), x, y, z, 2)
-    orbit = np.maximum(_orbit(side, y, z), -(y + 96))
-    _mix(hu, FAT, cover(orbit, step))
-    globe = np.sqrt((side - 32) ** 2 + (y + 76) ** 2 + (z + 36) ** 2) - 12
-    _mix(hu, 50.0, cover(np.abs(globe + 0.6) - 0.7, step))
-    _mix(hu, 12.0, cover(globe + 1.2, step))
-    _mix(hu, 85.0, cover(_ellipsoid(side, y, z, (32, -85, -36), (4.5, 2.2, 4.5)), step))
-    cords = np.minimum.reduce(
-        [
-            _tube(side, y, z, [(31, -64, -36, 2.0), (16, -38, -33, 1.8)]),
-            _tube(side, y, z, [(22, -72, -36, 1.6), (14, -40, -35, 1.8)]),
-            _tube(side, y, z, [(43, -70, -36, 1.4), (19, -38, -35, 1.8)]),
-        ]
-    )
-    _mix(hu, 45.0, cover(np.maximum(cords, orbit), step))
+def paint_orbits_and_air(head: Head, hu: Array, vault: Array, grid: Grid) -> None:
+    """Eyes and orbits, sinuses, nasal cavity, mastoid cells, ear canals and pharynx."""
+    if grid.low > 20:
+        return
+    orbit = ((8, 56), (-94, -32), (-64, -20))
+    grid.paint(hu, FAT, orbit, lambda x, y, z: np.maximum(_orbit(x, y, z), -(y + 84)), mirrored=True)
+    eye = (32.0, -71.0, -42.0)
+    eyeball = ((19, 45), (-85, -57), (-56, -28))
+    grid.paint(hu, 48.0, eyeball, lambda x, y, z: ellipsoid(x, y, z, eye, (12.3, 12.3, 12.3)), mirrored=True)
+    grid.paint(hu, 9.0, eyeball, lambda x, y, z: ellipsoid(x, y, z, eye, (10.8, 10.8, 10.8)), mirrored=True)
+    lens = (32, -79.5, -42)
+    grid.paint(hu, 90.0, eyeball, lambda x, y, z: ellipsoid(x, y, z, lens, (4.5, 2.0, 4.5)), mirrored=True)
+    for path in (
+        [(31, -60, -42, 2.2), (17, -37, -37, 2.0)],
+        [(23, -70, -41, 1.3), (16, -40, -38, 2.2)],
+        [(43, -68, -41, 1.2), (20, -40, -38, 2.2)],
+        [(32, -70, -31, 1.3), (18, -40, -33, 2.0)],
+    ):
+        grid.paint(hu, 42.0, orbit, lambda x, y, z, p=path: tube(x, y, z, p), mirrored=True)
+    # Air: spaces with their mucosa.
     k = head.sphenoid_air
-    lined = 0.9 * mottle
-    spaces = np.minimum.reduce(
-        [
-            _ellipsoid(side, y, z, (6, -24, -38), (6.0 * k, 9 * k, 9 * k)),
-            _ellipsoid(side, y, z, (27, -58, -68), (14, 17, 16)),
-            np.maximum(
-                np.maximum(np.abs(side - 3.6) - 2.4, np.abs(np.mod(y, 9) - 4.5) * -1 + 0.8),
-                np.maximum(np.abs(y + 60) - 24, np.abs(z + 36) - 13),
-            ),
-            np.maximum(
-                np.maximum(np.abs(side - 10) - 2.8, np.abs(np.mod(y, 9) - 4.5) * -1 + 0.8),
-                np.maximum(np.abs(y + 58) - 22, np.abs(z + 36) - 12),
-            ),
-            np.maximum(np.maximum(np.abs(side - 7) - 5.5, np.abs(y + 66) - 26), np.abs(z + 66) - 17)
-            + 2.2 * np.abs(mottle),
-            np.maximum(np.sqrt(x * x + (y + 22) ** 2) - 11, z + 56),
-        ]
+    grid.paint(
+        hu,
+        AIR,
+        ((0.8, 14), (-40, -4), (-52, -26)),
+        lambda x, y, z: np.maximum(ellipsoid(x, y, z, (5, -17, -41), (7 * k, 9 * k, 8 * k)), 0.9 - x),
+        mirrored=True,
     )
-    frontal = _ellipsoid(side, y, z, (11, -86, -10), (13 * head.frontal_air, 4.5, 12 * head.frontal_air))
-    spaces = np.minimum(spaces, np.maximum(frontal, 0.7 - side))
-    _mix(hu, AIR, cover(spaces + lined, step))
-    cells = _ellipsoid(side, y, z, (57, 22, -42), (10, 16, 18))
-    _mix(hu, AIR, cover(np.maximum(cells, 1.6 - 5.0 * mottle), 1.5) * 0.95)
-    canal = _tube(side, y, z, [(80, 6, -44, 3.2), (50, 6, -42, 3.2), (42, 4, -40, 3.5)])
-    _mix(hu, AIR, cover(canal, step))
+    grid.paint(
+        hu,
+        AIR,
+        ((9, 46), (-84, -38), (-88, -50)),
+        lambda x, y, z: _maxillary_sinus(x, y, z) + 1.0,
+        mirrored=True,
+    )
+    ethmoid = ((0, 14), (-84, -32), (-54, -26))
+
+    def cells(x, y, z):
+        walls = _cell_walls(x, y, z) - 0.4
+        return np.maximum(
+            np.maximum(1.2 - x, x - 12.2),
+            np.maximum(-walls, np.maximum(np.abs(y + 58) - 23, np.abs(z + 40) - 12)),
+        )
+
+    grid.paint(hu, AIR, ethmoid, cells, mirrored=True)
+
+    def nasal(x, y, z):
+        shelf = np.abs(x - 6 - 1.5 * np.sin(y * 0.35)) - 2.4
+        cavity = np.maximum(np.maximum(1.8 - x, x - 13), np.maximum(np.abs(y + 63) - 27, np.abs(z + 68) - 17))
+        return np.maximum(cavity, -shelf)
+
+    grid.paint(hu, AIR, ((0, 15), (-94, -34), (-88, -48)), nasal, mirrored=True)
+    window = grid.window(((-40, 40), (-120, -55), (-34, 18)))
+    if window is not None:
+        x, y, z = grid.x[window], grid.y[window], grid.z[window]
+        room = 0.5 * (head.bone + _brow(head, x, y, z)) - 2.6
+        sinus = np.abs(vault[window] - room - 2.6) - room
+        sinus = np.maximum(sinus, np.maximum(0.7 - np.abs(x + 1.5), np.abs(x) - 27 * head.frontal_air))
+        sinus = np.maximum(sinus, np.abs(z + 14) - 13 * head.frontal_air)
+        mix(hu[window], AIR, cover(np.maximum(sinus, 1.0 - np.abs(np.abs(x) - 11 - 0.2 * z))) * (y < -40))
+    grid.paint(
+        hu,
+        AIR,
+        ((-16, 16), (-34, -4), (-120, -56)),
+        lambda x, y, z: np.maximum(ellipsoid(x, y, z * 0, (0, -18, 0), (13, 9, 1e3)), z + 58),
+    )
+    m = head.mastoid_air
+    if m > 0.5:
+        mastoid = ((42, 74), (-2, 46), (-72, -22))
+        for sign in (1, -1):
+            window = grid.window(mastoid if sign == 1 else ((-74, -42), *mastoid[1:]))
+            if window is not None:
+                x, y, z = grid.x[window] * sign, grid.y[window], grid.z[window]
+                fine = sample(head.clumps, grid.x[window], y, z, 2.6)
+                d = ellipsoid(x, y, z, (57, 22, -42), (10 * m, 15 * m, 18 * m))
+                mix(hu[window], AIR, cover(np.maximum(d, -1.2 * (fine + 0.45)), 1.4) * 0.95)
+    grid.paint(
+        hu,
+        AIR,
+        ((38, 90), (-2, 14), (-56, -36)),
+        lambda x, y, z: tube(x, y, z, [(80, 6, -48, 2.4), (52, 5, -46, 2.4), (40, 3, -44, 3.2)]),
+        mirrored=True,
+    )

@@ -1,15 +1,10 @@
 """Hemorrhages of the five subtypes: where each lies, its shape and its attenuation."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from ich_keras.ct.anatomy import Brain
-
-Array = NDArray[np.float32]
+from ich_keras.ct.geometry import Array, Grid, cover
 
 
 @dataclass(frozen=True)
@@ -35,65 +30,73 @@ class Lesion:
         return (-np.sign(cx) * self.mass * fall).astype(np.float32)
 
 
-def _share(distance: Array, step: float) -> Array:
-    return np.clip(0.5 - distance / step, 0, 1)
+@dataclass(frozen=True)
+class Surroundings:
+    """What lesions are shaped by, at each point: float32 [planes, h, w]."""
+
+    grid: Grid  # after the displacement of the brain
+    inside: Array  # distance to the wall of the cranial cavity, mm
+    vault: Array  # the same without the skull base
+    ventricles: Array  # share 0..1
+    cisterns: Array  # share 0..1 that blood in the subarachnoid space would fill
+    mottle: Array  # unit noise
 
 
-def _lens(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+def _lens(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
     """Biconvex: a ball outside the skull that dips into it."""
     cx, cy, cz = lesion.centre
     norm = np.sqrt(cx * cx + cy * cy + cz * cz)
     radius, depth, _ = lesion.size
     scale = (norm + radius - depth) / norm
-    d = np.sqrt((brain.x - cx * scale) ** 2 + (brain.y - cy * scale) ** 2 + (brain.z - cz * scale) ** 2)
-    return _share(d - radius - grow, step) * (brain.inside < 1)
+    d = np.sqrt((at.grid.x - cx * scale) ** 2 + (at.grid.y - cy * scale) ** 2 + (at.grid.z - cz * scale) ** 2)
+    return cover(d - radius - grow, blur) * (at.inside < 1)
 
 
-def _crescent(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+def _crescent(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
     """A layer under the inner table that thins out towards its ends."""
     cx, cy, cz = lesion.centre
     thick, span, rise = lesion.size
-    angle = np.arctan2(brain.y, brain.x * np.sign(cx)) - np.arctan2(cy, abs(cx))
-    taper = 1 - (angle / span) ** 2 - ((brain.z - cz) / rise) ** 2
-    layer = -brain.vault - thick * np.sqrt(np.clip(taper, 0, 1)) + 0.6 * brain.mottle
-    layer = np.maximum(layer, 2.0 - brain.x * np.sign(cx))
-    return _share(layer - grow, step) * (taper > 0.01)
+    angle = np.arctan2(at.grid.y, at.grid.x * np.sign(cx)) - np.arctan2(cy, abs(cx))
+    taper = 1 - (angle / span) ** 2 - ((at.grid.z - cz) / rise) ** 2
+    layer = -at.vault - thick * np.sqrt(np.clip(taper, 0, 1)) + 0.6 * at.mottle
+    layer = np.maximum(layer, 2.0 - at.grid.x * np.sign(cx))
+    return cover(layer - grow, blur) * (taper > 0.01)
 
 
-def _along_falx(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+def _along_falx(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
     cx, cy, cz = lesion.centre
     thick, length, rise = lesion.size
-    taper = 1 - ((brain.y - cy) / length) ** 2 - ((brain.z - cz) / rise) ** 2
-    s = brain.x * np.sign(cx)
+    taper = 1 - ((at.grid.y - cy) / length) ** 2 - ((at.grid.z - cz) / rise) ** 2
+    s = at.grid.x * np.sign(cx)
     layer = np.maximum(s - thick * np.sqrt(np.clip(taper, 0, 1)), -s)
-    return _share(layer - grow, step) * (taper > 0.02)
+    return cover(layer - grow, blur) * (taper > 0.02)
 
 
-def _clot(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+def _clot(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
     cx, cy, cz = lesion.centre
     rx, ry, rz = lesion.size
-    dx, dy, dz = brain.x - cx, brain.y - cy, brain.z - cz
+    dx, dy, dz = at.grid.x - cx, at.grid.y - cy, at.grid.z - cz
     q = np.sqrt((dx / rx) ** 2 + (dy / ry) ** 2 + (dz / rz) ** 2)
     small = min(rx, ry, rz)
-    distance = (q - 1) * small + np.clip(0.16 * small, 0.3, 2.6) * brain.mottle
-    share = _share(distance - grow, step)
+    distance = (q - 1) * small + np.clip(0.16 * small, 0.3, 2.6) * at.mottle
+    share = cover(distance - grow, blur)
     if grow == 0 and lesion.level < 1e3:
-        share = share * _share(lesion.level - dy, 2.0)
+        share = share * cover(lesion.level - dy, 2.0)
     return share
 
 
-def _in_cisterns(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+def _in_cisterns(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
     cx, cy, cz = lesion.centre
     rx, ry, rz = lesion.size
-    q = ((brain.x - cx) / rx) ** 2 + ((brain.y - cy) / ry) ** 2 + ((brain.z - cz) / rz) ** 2
-    return brain.cistern * np.clip(1.5 - q, 0, 1)
+    q = ((at.grid.x - cx) / rx) ** 2 + ((at.grid.y - cy) / ry) ** 2 + ((at.grid.z - cz) / rz) ** 2
+    return at.cisterns * np.clip(1.5 - q, 0, 1)
 
 
-def _in_ventricles(lesion: Lesion, brain: "Brain", step: float, grow: float) -> Array:
+def _in_ventricles(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
     cx, cy, cz = lesion.centre
     rx, ry, rz = lesion.size
-    q = ((brain.x - cx) / rx) ** 2 + ((brain.y - cy) / ry) ** 2 + ((brain.z - cz) / rz) ** 2
-    return brain.ventricle * np.clip((1.3 - q) * 3, 0, 1) * _share(lesion.level - brain.y, 2.0)
+    q = ((at.grid.x - cx) / rx) ** 2 + ((at.grid.y - cy) / ry) ** 2 + ((at.grid.z - cz) / rz) ** 2
+    return at.ventricles * np.clip((1.3 - q) * 3, 0, 1) * cover(lesion.level - at.grid.y, 2.0)
 
 
 _FORMS = {
@@ -106,35 +109,27 @@ _FORMS = {
 }
 
 
-def lesion_cover(
-    lesion: Lesion, brain: "Brain", step: float, grow: float = 0.0, soften: float = 0.0
-) -> Array:
-    """The share of each sampling step that the lesion fills.
+def lesion_share(lesion: Lesion, at: Surroundings, *, grow: float = 0.0, blur: float = 1.0) -> Array | None:
+    """The share of each point that the lesion fills, 0..1, or None if it is elsewhere.
 
     Args:
         lesion: the hemorrhage.
-        brain: what its shape follows.
-        step: sampling step, mm.
+        at: what its shape follows.
         grow: mm to add all around (its oedema).
-        soften: mm over which the edge is spread beside the step.
-
-    Returns:
-        float32 [planes, h, w], 0..1.
+        blur: mm over which its edge is spread.
     """
-    low, high = float(brain.z.min()), float(brain.z.max())
-    if not lesion.form == "ventricles":
-        reach = lesion.size[2] * 1.6 + grow + 12 if lesion.form != "lens" else lesion.size[0] + grow + 12
-        if low > lesion.centre[2] + reach or high < lesion.centre[2] - reach:
-            return np.zeros_like(brain.x)
-    return _FORMS[lesion.form](lesion, brain, step + soften, grow).astype(np.float32)
+    reach = (lesion.size[0] if lesion.form == "lens" else 1.6 * lesion.size[2]) + grow + 8
+    if at.grid.low > lesion.centre[2] + reach or at.grid.high < lesion.centre[2] - reach:
+        return None
+    return _FORMS[lesion.form](lesion, at, grow, blur).astype(np.float32)
 
 
 def _on_vault(rng: np.random.Generator, low: float, high: float) -> tuple[float, float, float]:
     side = rng.choice([-1.0, 1.0])
     azimuth = np.radians(rng.uniform(-55, 55))
     z = rng.uniform(low, high)
-    ring = np.sqrt(max(1 - (z / 73) ** 2, 0.2))
-    return float(side * 66 * np.cos(azimuth) * ring), float(82 * np.sin(azimuth) * ring), float(z)
+    ring = np.sqrt(max(1 - (z / 76) ** 2, 0.2))
+    return float(side * 68 * np.cos(azimuth) * ring), float(86 * np.sin(azimuth) * ring), float(z)
 
 
 def _epidural(rng: np.random.Generator) -> list[Lesion]:
@@ -210,7 +205,7 @@ def _intraparenchymal(rng: np.random.Generator) -> list[Lesion]:
     side = rng.choice([-1.0, 1.0])
     hu = rng.uniform(58, 78)
     lobar = rng.random() < 0.6
-    size = float(np.clip(rng.lognormal(2.5, 0.5), 5, 28))
+    size = float(np.clip(rng.lognormal(2.6, 0.45), 5, 28))
     if lobar:
         centre = tuple(float(v) * rng.uniform(0.55, 0.8) for v in _on_vault(rng, -15, 50))
     else:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from ich_keras.ct.anatomy import random_head
-from ich_keras.ct.lesions import random_lesions
+from ich_keras.ct.anatomy import Head, random_head
+from ich_keras.ct.lesions import Lesion, random_lesions
 from ich_keras.ct.phantom_files import HEADERS, Encoding, random_encoding, write_study
 from ich_keras.ct.scanner import SIZE, Scan, _holder, random_scan, scan_slice
 from ich_keras.errors import InputError, report
@@ -63,8 +63,15 @@ def make_study(rng: np.random.Generator, subtype: str | None = None, *, thicknes
         subtype: the leading hemorrhage, one of SUBTYPES, or None for a patient without.
         thickness: slice thickness and spacing, mm.
     """
+    head, lesions = _patient(rng, subtype)
+    return _image(head, lesions, random_scan(rng, thickness))
+
+
+def _patient(rng: np.random.Generator, subtype: str | None) -> tuple[Head, list[Lesion]]:
     head = random_head(rng)
-    return _image(head, random_lesions(rng, subtype), random_scan(rng, thickness))
+    if subtype == "intraventricular":  # blood there widens the ventricles
+        head = replace(head, ventricle=max(head.ventricle, 1.3))
+    return head, random_lesions(rng, subtype)
 
 
 def _image(head, lesions, scan: Scan) -> Study:
@@ -86,8 +93,7 @@ def _image(head, lesions, scan: Scan) -> Study:
 
 def _patient_studies(seed: int, patient: int, thickness: float) -> list[tuple[Study, Encoding]]:
     rng = np.random.default_rng((seed, 0, patient))
-    head = random_head(rng)
-    lesions = random_lesions(rng, _lead_subtype(seed, patient))
+    head, lesions = _patient(rng, _lead_subtype(seed, patient))
     encoding = random_encoding(rng)
     studies = []
     for follow_up in range(2 if rng.random() < 0.12 else 1):

@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ich_keras.ct.anatomy import AIR, Head, head_hu
+from ich_keras.ct.anatomy import AIR, Head
+from ich_keras.ct.brain import head_hu
+from ich_keras.ct.geometry import Grid
 from ich_keras.ct.lesions import Lesion
 
 Array = NDArray[np.float32]
@@ -40,7 +42,7 @@ class Scan:
 
 def random_scan(rng: np.random.Generator, thickness: float = 5.0) -> Scan:
     """Draws a study's acquisition."""
-    first = rng.uniform(-78, -62)
+    first = rng.uniform(-76, -52)
     last = rng.uniform(82, 96)
     return Scan(
         pixel=float(rng.choice([0.488281, 0.488281, 0.449219, 0.430664, 0.468750, 0.507812])),
@@ -50,7 +52,7 @@ def random_scan(rng: np.random.Generator, thickness: float = 5.0) -> Scan:
         rotation=tuple(float(v) for v in np.radians(rng.normal(0, (5, 3, 5)))),
         offset=(float(rng.normal(0, 6)), float(rng.normal(0, 8))),
         gantry_tilt=float(np.radians(rng.choice([0.0, 0.0, -24.0, -22.0, -17.5]))),
-        noise=float(np.clip(rng.normal(4.0, 1.0), 2.2, 7)),
+        noise=float(np.clip(rng.normal(3.1, 0.8), 1.8, 5.5)),
         sharpness=float(rng.uniform(0.85, 1.25)),
         streaks=float(rng.gamma(2.0, 2.0)),
         cupping=float(rng.uniform(1, 6)),
@@ -91,9 +93,7 @@ def _holder(scan: Scan, n: int) -> Array | None:
 def _noise(rng: np.random.Generator, scan: Scan) -> Array:
     """Unit noise with the short positive and longer negative correlation of a soft kernel."""
     white = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    fine = cv2.GaussianBlur(
-        white, (7, 7), scan.sharpness, borderType=cv2.BORDER_REFLECT
-    )
+    fine = cv2.GaussianBlur(white, (7, 7), scan.sharpness, borderType=cv2.BORDER_REFLECT)
     coarse = cv2.resize(
         cv2.GaussianBlur(cv2.resize(fine, (128, 128), interpolation=cv2.INTER_AREA), (5, 5), 1.0),
         (SIZE, SIZE),
@@ -126,19 +126,19 @@ def scan_slice(
     y, z = y * cn + z * sn, z * cn - y * sn
     x, y, z = (v.astype(np.float32) for v in (x, y, z))
 
-    inner, shares = head_hu(head, lesions, x, y, z, step)
+    tissue = head_hu(head, lesions, Grid(x, y, z))
     coarse = np.full((COARSE, COARSE), AIR, np.float32)
     if holder is not None:
         coarse += holder * (scan.holder_hu - AIR)
     here = np.ix_(rows, cols)
-    body = inner.mean(axis=0)
+    body = tissue.hu.mean(axis=0)
     coarse[here] = np.maximum(body, coarse[here])
     coarse = _artefacts(scan, coarse, float(z.mean()))
     hu = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
     rng = np.random.default_rng((scan.seed, index))
     hu += _noise(rng, scan) * scan.noise
     lesion = np.zeros((len(lesions), SIZE, SIZE), np.float32)
-    for out, share in zip(lesion, shares, strict=True):
+    for out, share in zip(lesion, tissue.shares, strict=True):
         if share.any():
             full = np.zeros((COARSE, COARSE), np.float32)
             full[here] = share.mean(axis=0)
