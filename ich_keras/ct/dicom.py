@@ -20,7 +20,7 @@ from ich_keras.errors import SliceError
 from ich_keras.labels import HU_FLOOR
 
 WRAPPED_12_BIT = "wrapped-12-bit"
-"""The one repair: unsigned 12-bit slices stored with 1000 added and wrapped at 4096, the intercept lost."""
+"""The one repair: of unsigned 12-bit slices that hold HU modulo 4096, with what is below 0 HU at the top."""
 
 MAX_SIDE = 4096
 """Rows and columns above this are no CT matrix; the largest scanners make is 2048."""
@@ -375,7 +375,9 @@ def _check_payload(
     if length == 0:
         raise SliceError("no-pixels", "the file holds no pixel data")
     expected = rows * columns * (allocated // 8)
-    if transfer_syntax not in elements.NATIVE:
+    if found.encapsulated != (transfer_syntax not in elements.NATIVE):
+        raise SliceError("bad-header", "the pixel data are not encapsulated as the transfer syntax asks")
+    if found.encapsulated:
         # No codec doubles noise; what is longer is not one frame.
         if length > 2 * expected + 4096 or shift:
             raise SliceError("bad-header", "the compressed pixels do not fit Rows x Columns x BitsAllocated")

@@ -53,6 +53,7 @@ class Elements:
         order: struct's prefix for the data set's byte order, "<" or ">".
         transfer_syntax: UID, or "" where the file names none.
         fragments: (start, length) of each piece of the pixel data: one for native pixels, none without.
+        encapsulated: whether the pixel data came in fragments, as compressed ones do.
         body: what `fragments` count in: the file itself, or the inflated data set.
         in_file: whether `body` is the file itself.
     """
@@ -61,6 +62,7 @@ class Elements:
     order: str
     transfer_syntax: str
     fragments: tuple[tuple[int, int], ...]
+    encapsulated: bool
     body: BinaryIO
     in_file: bool
 
@@ -137,10 +139,12 @@ def _find_elements(file: BinaryIO, size: int, wanted: Collection[int]) -> Elemen
 
     values: dict[int, bytes] = {}
     fragments: tuple[tuple[int, int], ...] = ()
+    encapsulated = False
     while not walk.at_end():
         tag, vr, length = walk.element()
         if tag == PIXEL_DATA:
-            fragments = _fragments(walk, length, transfer_syntax)
+            fragments = _fragments(walk, length)
+            encapsulated = length == _UNDEFINED
             break
         if length == _UNDEFINED:
             _skip_undefined(walk, vr)
@@ -148,7 +152,7 @@ def _find_elements(file: BinaryIO, size: int, wanted: Collection[int]) -> Elemen
             values[tag] = walk.value(length)
         else:
             walk.skip(length)
-    return Elements(values, walk.order, transfer_syntax, fragments, walk.file, in_file)
+    return Elements(values, walk.order, transfer_syntax, fragments, encapsulated, walk.file, in_file)
 
 
 class _Walk:
@@ -257,11 +261,8 @@ def _skip_undefined(walk: _Walk, vr: bytes) -> None:
     walk.implicit, walk.order = outside
 
 
-def _fragments(walk: _Walk, length: int, transfer_syntax: str) -> tuple[tuple[int, int], ...]:
-    native = transfer_syntax in NATIVE or transfer_syntax == ""
-    if native != (length != _UNDEFINED):
-        raise SliceError("bad-header", "the pixel data are not encapsulated as the transfer syntax asks")
-    if native:
+def _fragments(walk: _Walk, length: int) -> tuple[tuple[int, int], ...]:
+    if length != _UNDEFINED:
         start = walk.position
         walk.skip(length)
         return ((start, length),)

@@ -1,7 +1,7 @@
 """Pixel data to the integers that were stored, for every transfer syntax a CT slice comes in.
 
-`imagecodecs` (BSD) alone reads all the compressed ones: pydicom's GDCM plugin has no 12-bit JPEG and no HTJ2K,
-its OpenJPEG plugin no JPEG at all, and the one that would complete them is GPL.
+`imagecodecs` (BSD) alone reads all compressed ones: pydicom's GDCM plugin has no 12-bit JPEG and no HTJ2K,
+its OpenJPEG plugin no JPEG, and the one that would complete them is GPL.
 """
 
 import struct

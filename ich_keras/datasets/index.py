@@ -3,6 +3,7 @@
 `python -m ich_keras.datasets.index --data DIR` builds it; `--check` adds the report of `datasets.doctor`.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -237,7 +238,8 @@ def _build(layout: _Layout, entries: list[_Entry], workers: int | None) -> Index
             "size": np.array([entry.size for entry in usable], np.int64),
         }
     )
-    rows, more = _join(files, table, rejected, labels)
+    seen = {_image_id(entry.name) for entry in entries if entry.reason}
+    rows, more = _join(files, table, rejected, labels, seen)
     problems += more
     if rows.empty:
         reasons = Counter(reason for reason, _, _ in problems)
@@ -262,9 +264,12 @@ def _image_id(name: str) -> str:
 
 
 def _join(
-    files: pd.DataFrame, table: pa.Table, rejected: list[Problem], labels: LabelTable
+    files: pd.DataFrame, table: pa.Table, rejected: list[Problem], labels: LabelTable, seen: set[str]
 ) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
-    """Files, headers and labels into rows; what has not all three, or contradicts itself, into problems."""
+    """Files, headers and labels into rows; what has not all three, or contradicts itself, into problems.
+
+    `seen` are images whose file was refused unopened: not missing, and listed by the caller.
+    """
     problems = [
         (problem.reason, str(files["path"].iat[problem.entry]), problem.detail) for problem in rejected
     ]
@@ -278,7 +283,8 @@ def _join(
     wanted.insert(0, "id", pd.Series(labels.ids, dtype=str))
     incomplete = wanted[list(LABELS)].lt(0).any(axis=1)
     leave_out("bad-labels", wanted["id"][incomplete], "not all six labels are in the label file")
-    leave_out("no-file", wanted["id"][~wanted["id"].isin(files["id"])], "labelled, but there is no such file")
+    absent = ~wanted["id"].isin(files["id"]) & ~wanted["id"].isin(seen)
+    leave_out("no-file", wanted["id"][absent], "labelled, but there is no such file")
     leave_out("no-labels", files["path"][~files["id"].isin(wanted["id"])], "no row in the label file")
 
     headers = table.drop_columns("padding").to_pandas()
@@ -315,6 +321,8 @@ _TABLES = ("rows.parquet", "problems.parquet")
 def _save(index: Index, data: Path, state: str) -> None:
     for folder in dict.fromkeys((index_folder(data), _cache(data))):
         try:
+            if folder.exists() and not folder.is_dir():
+                raise FileExistsError(errno.EEXIST, "a file stands in its place")
             with whole_folder(folder) as temporary:
                 index.rows.to_parquet(temporary / "rows.parquet", index=False)
                 index.problems.to_parquet(temporary / "problems.parquet", index=False)
@@ -346,7 +354,7 @@ def _load(folder: Path, data: Path, state: str) -> Index | None:
         problems = pq.read_table(folder / "problems.parquet").to_pandas()
         root = data if data.is_dir() else data.parent
         return Index(rows, problems, root, about["synthetic"], about["fingerprint"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         log.warning("the index in %s is damaged and is built anew", folder)
