@@ -97,6 +97,7 @@ def replicates(
     weights: np.ndarray,
     threshold: float | Sequence[float] = 0.5,
     workers: int = 2,
+    ranked: bool = True,
 ) -> Replicates:
     """Every measure of `metrics.evaluate` in each resample.
 
@@ -107,6 +108,7 @@ def replicates(
         weights: as of `draw`, `[resamples, clusters]`.
         threshold: as in `metrics.evaluate`.
         workers: threads; they take labels in turn.
+        ranked: whether AUC and average precision are wanted; they take most of the time.
     """
     truth, probability = np.asarray(truth, bool), np.asarray(probability, np.float64)
     predicted = probability >= np.asarray(threshold)
@@ -150,11 +152,13 @@ def replicates(
             for name in RATES:
                 result["averages", average, name] = total[name]
         result["weighted_log_loss",] = drawn[:, 30] / n
+    if not ranked:
+        return result
     with ThreadPoolExecutor(workers) as pool:
-        ranked = pool.map(
+        pairs = pool.map(
             lambda k: _ranked(truth[:, k], probability[:, k], codes, weights), range(len(LABELS))
         )
-        for label, (auc, average_precision) in zip(LABELS, ranked, strict=True):
+        for label, (auc, average_precision) in zip(LABELS, pairs, strict=True):
             result["labels", label, "auc"] = auc
             result["labels", label, "average_precision"] = average_precision
     return result

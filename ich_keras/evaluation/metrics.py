@@ -178,6 +178,23 @@ def auc_and_average_precision(ranking: Ranking, weights: np.ndarray) -> tuple[fl
     return auc, average_precision
 
 
+def roc_points(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ROC curve: every score from the highest down, with what calling it and all above positive gives.
+
+    Args:
+        truth: bool `[n]`, both classes present.
+        score: float64 `[n]`.
+
+    Returns:
+        score, sensitivity and 1 - specificity, float64 `[levels]` each.
+    """
+    order = np.argsort(-score, kind="stable")
+    ordered, found = score[order], np.cumsum(truth[order])
+    last = np.r_[np.flatnonzero(np.diff(ordered)), len(ordered) - 1]
+    tp, called = found[last], last + 1
+    return ordered[last], tp / tp[-1], (called - tp) / (len(truth) - tp[-1])
+
+
 def log_losses(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Kaggle's weighted log loss of each slice, float64 `[n]`; probabilities are clipped at `CLIP`."""
     p = np.clip(probability.astype(np.float64), CLIP, 1 - CLIP)

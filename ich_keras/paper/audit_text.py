@@ -160,7 +160,7 @@ def _auc_1() -> tuple[bool, str]:
 
 
 @check("The proposed method's row of Table 4 is its mean performance", "Table 4")
-def _table_4_ownrow_text() -> tuple[bool, str]:
+def _table_4_own_row() -> tuple[bool, str]:
     row = TABLE_4[-1]
     printed = [
         float(text.rstrip("%")) for text in (row.precision, row.sensitivity, row.specificity, row.accuracy)
