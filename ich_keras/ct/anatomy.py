@@ -93,7 +93,7 @@ def random_head(rng: np.random.Generator) -> Head:
         contrast=rng.uniform(0.75, 1.25),
         brain_hu=rng.normal(-0.5, 1.5),
         sphenoid_air=rng.uniform(0.6, 1.15),
-        frontal_air=rng.uniform(0.2, 1.4),
+        frontal_air=rng.uniform(0.2, 1.15),
         mastoid_air=rng.uniform(0.4, 1.1),
         pineal=rng.uniform(1.2, 3.0) if rng.random() < 0.6 else 0.0,
         plexus=(
@@ -119,12 +119,12 @@ def vault_distance(head: Head, x: Array, y: Array, z: Array) -> Array:
     below = np.maximum(-8 - z, 0)
     behind = y > 0
     v = y / np.where(behind, head.back * (1 - 0.0055 * below), head.front * (1 - 0.002 * below))
-    taper = 1 + 0.10 * v - 0.10 * v * v - np.where(behind, 0.0042, 0.001) * below
+    taper = 1 + 0.07 * v - 0.08 * v * v - np.where(behind, 0.0042, 0.001) * below
     if z.min() < 15:
         taper -= 0.10 * np.exp(-(((y + 46) / 16) ** 2)) * np.clip((8 - z) / 25, 0, 1)
     u = x / (head.width * taper)
     w = z / np.where(z > 0, head.top, 130.0)
-    q = np.sqrt(np.maximum(u * u + v * v + w * w - 0.2 * (u * v) ** 2, 1e-3))
+    q = np.sqrt(np.maximum(u * u + v * v + w * w - 0.36 * (u * v) ** 2, 1e-3))
     r = np.sqrt(x * x + y * y + z * z)
     return (r * (1 - 1 / q)).astype(np.float32)
 
@@ -154,14 +154,15 @@ def inside_distance(head: Head, grid: Grid) -> tuple[Array, Array]:
     """Distance to the cranial cavity's wall, and to the vault's inner table alone, mm."""
     vault = vault_distance(head, grid.x, grid.y, grid.z)
     vault += 0.35 * grid.smooth(lambda x, y, z: sample(head.bends[0], x, y, z, 24.0), 12)
+    inside = vault.copy()
     crest = grid.window(((-16, 16), (50, 110), (-60, 12)))
     if crest is not None:
         x, y, z = grid.x[crest], grid.y[crest], grid.z[crest]
-        vault[crest] += 5.5 * np.exp(-((x / 6) ** 2)) * np.clip((10 - z) / 20, 0, 1) * (y > 50)
+        inside[crest] += 5.5 * np.exp(-((x / 6) ** 2)) * np.clip((10 - z) / 20, 0, 1) * (y > 50)
     if grid.low > 2:
-        return vault, vault
+        return inside, vault
     floor = grid.smooth(_floor, 2)
-    inside = np.maximum(vault, 0.7 * (floor - grid.z))
+    inside = np.maximum(inside, 0.7 * (floor - grid.z))
     if grid.low < -38:
         inside = np.minimum(inside, spinal_canal(grid.x, grid.y, grid.z))
     return inside, vault
@@ -239,7 +240,7 @@ def _bone_distance(head: Head, vault: Array, inside: Array, clumps: Array, grid:
     if grid.low > 12:
         return np.maximum(-inside, vault - thick)
     thick = thick + _brow(head, x, y, z)
-    below = np.where(inside > vault + 0.01, inside - 5.0, np.float32(-99))
+    below = np.where(inside > vault + 6, inside - 5.0, np.float32(-99))
     bone = np.maximum(np.maximum(-inside, below), vault - thick)
     bone = np.maximum(bone, -(z + 62))
     negative = np.full_like(bone, 50.0)
@@ -296,8 +297,9 @@ def _bone_distance(head: Head, vault: Array, inside: Array, clumps: Array, grid:
 
 def _brow(head: Head, x: Array, y: Array, z: Array) -> Array:
     """Extra thickness of the frontal bone, mm, which holds the frontal sinus."""
-    amount = np.exp(-((x / 34) ** 4) - ((z + 16) / 17) ** 2) * (y < -40)
-    return (3 + 4.5 * head.frontal_air) * amount
+    across = (x * np.float32(1 / 34)) ** 2
+    amount = np.exp(-across * across - ((z + 16) * np.float32(1 / 17)) ** 2) * (y < -40)
+    return np.float32(3 + 4.5 * head.frontal_air) * amount
 
 
 def _clivus(x: Array, y: Array, z: Array) -> Array:
@@ -409,7 +411,7 @@ def paint_orbits_and_air(head: Head, hu: Array, vault: Array, grid: Grid) -> Non
         room = 0.5 * (head.bone + _brow(head, x, y, z)) - 2.6
         sinus = np.abs(vault[window] - room - 2.6) - room
         sinus = np.maximum(sinus, np.maximum(0.7 - np.abs(x + 1.5), np.abs(x) - 27 * head.frontal_air))
-        sinus = np.maximum(sinus, np.abs(z + 14) - 13 * head.frontal_air)
+        sinus = np.maximum(sinus, np.abs(z + 16) - 13 * head.frontal_air)
         mix(hu[window], AIR, cover(np.maximum(sinus, 1.0 - np.abs(np.abs(x) - 11 - 0.2 * z))) * (y < -40))
     grid.paint(
         hu,

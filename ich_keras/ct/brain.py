@@ -23,16 +23,16 @@ MASS_HU = 11.0  # by which oedema lowers white matter
 
 @dataclass(frozen=True)
 class Tissue:
-    """HU and, for each lesion, its share of each point: float32 [planes, h, w]."""
+    """HU and, for each lesion, its share of each point or None: float32 [planes, h, w]."""
 
     hu: Array
-    shares: list[Array]
+    shares: list[Array | None]
 
 
 def head_hu(head: Head, lesions: list[Lesion], grid: Grid) -> Tissue:
     """The head at points of `grid`, about 1 mm apart in the plane, without noise."""
     hu = np.full(grid.shape, AIR, np.float32)
-    shares = [grid.zeros() for _ in lesions]
+    shares: list[Array | None] = [None] * len(lesions)
     few = Grid(*(np.ascontiguousarray(v[:, ::4, ::4]) for v in (grid.x, grid.y, grid.z)))
     near = skin_distance(head, inside_distance(head, few)[1], few).min(axis=0) < 5
     if not near.any():
@@ -55,8 +55,11 @@ def head_hu(head: Head, lesions: list[Lesion], grid: Grid) -> Tissue:
         contents = _contents(head, lesions, body.cut(cavity), inside[cavity], vault[cavity])
         space = cover(inside[cavity])
         mix(view[cavity], contents.hu, space)
-        for share, part in zip(shares, contents.shares, strict=True):
-            share[window][cavity] = part * space
+        for k, part in enumerate(contents.shares):
+            if part is not None and part.any():
+                whole = grid.zeros()
+                whole[window][cavity] = part * space
+                shares[k] = whole
     paint_bone(head, view, vault, inside, clumps, body)
     paint_orbits_and_air(head, view, vault, body)
     return Tissue(hu, shares)
@@ -80,7 +83,7 @@ def _contents(head: Head, lesions: list[Lesion], grid: Grid, inside: Array, vaul
     _paint_dura_and_vessels(head, hu, grid, bent, inside)
     _paint_calcifications(head, hu, grid, bent)
 
-    shares = []
+    shares: list[Array | None] = []
     if lesions:
         _fill_cisterns(head, bent, mottle, wide_cisterns, 0.7)
         around = Surroundings(
@@ -93,10 +96,8 @@ def _contents(head: Head, lesions: list[Lesion], grid: Grid, inside: Array, vaul
                     hu -= MASS_HU * rim * (1 - ventricles) * (1 - cisterns)
         for lesion in lesions:
             share = lesion_share(lesion, around)
-            if share is None:
-                shares.append(grid.zeros())
-                continue
-            mix(hu, lesion.hu + lesion.mottle * mottle, share)
+            if share is not None:
+                mix(hu, lesion.hu + lesion.mottle * np.clip(mottle, -2, 2), share)
             shares.append(share)
     return Tissue(hu, shares)
 

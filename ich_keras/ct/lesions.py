@@ -18,7 +18,7 @@ class Lesion:
     hu: float
     mottle: float  # HU of unevenness
     rim: float = 0.0  # width of the oedema around it
-    level: float = 1e3  # y in front of which there is no clot (a fluid level), relative to the centre
+    level: float = -1e3  # y in front of which fluid has separated from the blood (from the centre for a clot)
     mass: float = 0.0  # midline shift it causes
 
     def push(self, x: Array, y: Array, z: Array) -> Array:
@@ -58,7 +58,7 @@ def _crescent(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Arr
     thick, span, rise = lesion.size
     angle = np.arctan2(at.grid.y, at.grid.x * np.sign(cx)) - np.arctan2(cy, abs(cx))
     taper = 1 - (angle / span) ** 2 - ((at.grid.z - cz) / rise) ** 2
-    layer = -at.vault - thick * np.sqrt(np.clip(taper, 0, 1)) + 0.6 * at.mottle
+    layer = -at.vault - thick * np.clip(taper, 0, 1) ** 0.36 + 0.6 * at.mottle
     layer = np.maximum(layer, 2.0 - at.grid.x * np.sign(cx))
     return cover(layer - grow, blur) * (taper > 0.01)
 
@@ -80,9 +80,7 @@ def _clot(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
     small = min(rx, ry, rz)
     distance = (q - 1) * small + np.clip(0.16 * small, 0.3, 2.6) * at.mottle
     share = cover(distance - grow, blur)
-    if grow == 0 and lesion.level < 1e3:
-        share = share * cover(lesion.level - dy, 2.0)
-    return share
+    return share if grow else share * cover(lesion.level - dy, 2.0)
 
 
 def _in_cisterns(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
@@ -124,22 +122,24 @@ def lesion_share(lesion: Lesion, at: Surroundings, *, grow: float = 0.0, blur: f
     return _FORMS[lesion.form](lesion, at, grow, blur).astype(np.float32)
 
 
-def _on_vault(rng: np.random.Generator, low: float, high: float) -> tuple[float, float, float]:
+def _on_vault(
+    rng: np.random.Generator, low: float, high: float, spread: float = 55
+) -> tuple[float, float, float]:
     side = rng.choice([-1.0, 1.0])
-    azimuth = np.radians(rng.uniform(-55, 55))
+    azimuth = np.radians(rng.uniform(-spread, spread))
     z = rng.uniform(low, high)
     ring = np.sqrt(max(1 - (z / 76) ** 2, 0.2))
     return float(side * 68 * np.cos(azimuth) * ring), float(86 * np.sin(azimuth) * ring), float(z)
 
 
 def _epidural(rng: np.random.Generator) -> list[Lesion]:
-    depth = rng.uniform(8, 24)
+    depth = rng.uniform(8, 21)
     return [
         Lesion(
             "epidural",
             "lens",
-            _on_vault(rng, -15, 40),
-            (rng.uniform(26, 42), depth, 0),
+            _on_vault(rng, -15, 40, spread=42),
+            (rng.uniform(34, 58), depth, 0),
             rng.uniform(60, 76),
             rng.uniform(2, 6),
             mass=depth * rng.uniform(0.1, 0.4),
@@ -152,7 +152,7 @@ def _subdural(rng: np.random.Generator) -> list[Lesion]:
     hu, mottle = rng.uniform(58, 74), rng.uniform(2, 5)
     found = []
     if rng.random() < 0.85:
-        thick = rng.uniform(4, 13)
+        thick = rng.uniform(5, 13)
         found.append(
             Lesion(
                 "subdural",
@@ -222,7 +222,7 @@ def _intraparenchymal(rng: np.random.Generator) -> list[Lesion]:
             hu,
             rng.uniform(2, 6),
             rim=rng.uniform(2, 9) if rng.random() < 0.8 else 0.0,
-            level=rng.uniform(-0.5, 0.2) * radii[1] if size > 12 and rng.random() < 0.15 else 1e3 * 1.0,
+            level=rng.uniform(-0.5, 0.2) * radii[1] if size > 12 and rng.random() < 0.15 else -1e3,
             mass=size * rng.uniform(0, 0.35) if size > 12 else 0.0,
         )
     ]
@@ -231,7 +231,7 @@ def _intraparenchymal(rng: np.random.Generator) -> list[Lesion]:
             near = tuple(float(c + rng.normal(0, 13)) for c in centre)
             small = tuple(float(rng.uniform(3, 7)) for _ in range(3))
             found.append(
-                replace(found[0], centre=near, size=small, level=1e3, mass=0.0, rim=rng.uniform(1, 4))
+                replace(found[0], centre=near, size=small, level=-1e3, mass=0.0, rim=rng.uniform(1, 4))
             )
     return found
 

@@ -1,6 +1,7 @@
 """Synthetic head CT studies with labelled hemorrhages, in RSNA's layout or a hospital's.
 
     python -m ich_keras.ct.phantom --out data/phantoms --patients 30 --seed 0
+    python -m ich_keras.ct.phantom --contact-sheet docs/phantoms.png
 
 A patient's files depend on the seed and the patient's number alone: not on how many patients there
 are, nor on how many processes write them.
@@ -23,7 +24,7 @@ from rich.progress import Progress
 from ich_keras.ct.anatomy import Head, random_head
 from ich_keras.ct.lesions import Lesion, random_lesions
 from ich_keras.ct.phantom_files import HEADERS, Encoding, random_encoding, write_study
-from ich_keras.ct.scanner import SIZE, Scan, _holder, random_scan, scan_slice
+from ich_keras.ct.scanner import SIZE, Scan, head_holder, random_scan, scan_slice
 from ich_keras.errors import InputError, report
 from ich_keras.files import whole_folder, write_json
 from ich_keras.labels import LABELS, SUBTYPES
@@ -78,15 +79,14 @@ def _image(head, lesions, scan: Scan) -> Study:
     hu = np.empty((scan.slices, SIZE, SIZE), np.float32)
     lesion = np.zeros((scan.slices, SIZE, SIZE), np.uint8)
     labels = np.zeros((scan.slices, len(LABELS)), np.uint8)
-    holder = _holder(scan, 256)
+    holder = head_holder(scan)
     for s in range(scan.slices):
         hu[s], shares = scan_slice(head, lesions, scan, s, holder)
         for k, subtype in enumerate(SUBTYPES):
-            filled = [share for share, one in zip(shares, lesions, strict=True) if one.subtype == subtype]
-            if filled:
-                mask = np.maximum.reduce(filled) >= 0.5
-                lesion[s] |= mask.astype(np.uint8) << k
-                labels[s, k] = mask.sum() * scan.pixel**2 >= VISIBLE_MM2
+            for share, one in zip(shares, lesions, strict=True):
+                if share is not None and one.subtype == subtype:
+                    lesion[s] |= (share >= 0.5).astype(np.uint8) << k
+            labels[s, k] = (lesion[s] >> k & 1).sum() * scan.pixel**2 >= VISIBLE_MM2
     labels[:, -1] = labels[:, :-1].any(axis=1)
     return Study(hu, labels, lesion, scan)
 
@@ -103,9 +103,12 @@ def _patient_studies(seed: int, patient: int, thickness: float) -> list[tuple[St
     return studies
 
 
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+
+
 def _write_patient(task: tuple[Path, int, int, str, float]) -> list[tuple[str, NDArray[np.uint8]]]:
     out, seed, patient, headers, thickness = task
-    cv2.setNumThreads(1)
     rows = []
     for number, (study, encoding) in enumerate(_patient_studies(seed, patient, thickness)):
         rows += write_study(
@@ -180,7 +183,9 @@ def write_phantoms(
                 rows += _write_patient(task)
                 bar.advance(line)
         else:
-            with ProcessPoolExecutor(min(workers, patients), multiprocessing.get_context("spawn")) as pool:
+            with ProcessPoolExecutor(
+                min(workers, patients), multiprocessing.get_context("spawn"), _one_thread
+            ) as pool:
                 for found in pool.map(_write_patient, tasks):
                     rows += found
                     bar.advance(line)
@@ -197,13 +202,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ich_keras.ct.phantom", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="folder to make")
+    what.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw examples into one picture instead")
     parser.add_argument("--patients", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes (default: all processors)")
     parser.add_argument("--headers", choices=HEADERS, default="rsna")
     parser.add_argument("--thickness", type=float, default=5.0, help="slice thickness in mm (default: 5)")
     args = parser.parse_args(argv)
+    if args.contact_sheet:
+        from ich_keras.ct.contact_sheet import write_contact_sheet  # matplotlib is slow to import
+
+        write_contact_sheet(args.contact_sheet)
+        return 0
     done = write_phantoms(
         args.out,
         args.patients,

@@ -129,7 +129,7 @@ def write_study(
             _add_pseudonym(dataset, "SOPInstanceUID", name)
         rows.append((name, labels[index]))
         dataset.Modality = "CT"
-        z = scan.first + 160 + index * scan.thickness
+        z = (scan.first + index * scan.thickness) / tilt[4] + 160
         half = scan.pixel * (SIZE - 1) / 2
         stored = _pixels(hu[index], scan, encoding)
         dataset.PatientID = "ID_" + _digest("patient", seed, patient)[:8]

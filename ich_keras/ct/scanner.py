@@ -1,5 +1,6 @@
 """What the scanner adds to a head: where it lies, partial volume, noise, streaks, head holder."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -36,7 +37,8 @@ class Scan:
     holder: str  # "none" | "cup" | "arc"
     holder_hu: float
     round_field: bool  # padding outside the reconstruction circle
-    metal: tuple[float, float, float] | None  # mm in the scan and strength
+    metal: tuple[float, float, float] | None  # clip or filling: x, y and strength of its streaks
+    metal_z: float
     seed: int
 
 
@@ -50,7 +52,7 @@ def random_scan(rng: np.random.Generator, thickness: float = 5.0) -> Scan:
         first=first,
         slices=round((last - first) / thickness) + 1,
         rotation=tuple(float(v) for v in np.radians(rng.normal(0, (5, 3, 5)))),
-        offset=(float(rng.normal(0, 6)), float(rng.normal(0, 8))),
+        offset=(float(rng.normal(0, 6)), float(rng.normal(-2, 7))),
         gantry_tilt=float(np.radians(rng.choice([0.0, 0.0, -24.0, -22.0, -17.5]))),
         noise=float(np.clip(rng.normal(3.1, 0.8), 1.8, 5.5)),
         sharpness=float(rng.uniform(0.85, 1.25)),
@@ -62,20 +64,22 @@ def random_scan(rng: np.random.Generator, thickness: float = 5.0) -> Scan:
         metal=(float(rng.uniform(-40, 40)), float(rng.uniform(-60, 20)), float(rng.uniform(20, 60)))
         if rng.random() < 0.05
         else None,
+        metal_z=float(rng.choice([-70.0, -55.0, -15.0])),
         seed=int(rng.integers(2**62)),
     )
 
 
-def _holder(scan: Scan, n: int) -> Array | None:
-    """Share of each pixel that the head holder fills, float32 [n, n]."""
+def head_holder(scan: Scan) -> Array | None:
+    """Share of each pixel that the head holder fills, float32 [256, 256], or None."""
     if scan.holder == "none":
         return None
     rng = np.random.default_rng(scan.seed)
-    step = scan.pixel * SIZE / n
+    n, step = COARSE, scan.pixel * SIZE / COARSE
+    rest = scan.offset[1] + 106 + rng.uniform(2, 12)
     axis = (np.arange(n, dtype=np.float32) - (n - 1) / 2) * step
     x, y = axis[None, :] + rng.normal(0, 3), axis[:, None]
     if scan.holder == "cup":
-        half, bottom = rng.uniform(95, 112), rng.uniform(100, 118)
+        half, bottom = rng.uniform(100, 114), rest
         distance = np.where(
             y < bottom - half,
             np.abs(np.abs(x) - half),
@@ -84,83 +88,98 @@ def _holder(scan: Scan, n: int) -> Array | None:
         distance = np.maximum(distance, rng.uniform(-60, 20) - y)
         thick = rng.uniform(1.0, 1.8)
     else:
-        radius, bottom = rng.uniform(120, 220), rng.uniform(104, 122)
+        radius, bottom = rng.uniform(120, 220), rest
         distance = np.where(y > 0, np.abs(np.sqrt(x * x + (y - bottom + radius) ** 2) - radius), 99)
         thick = rng.uniform(1.0, 3.5)
     return np.clip(0.5 - (distance - thick) / step, 0, 1).astype(np.float32)
 
 
 def _noise(rng: np.random.Generator, scan: Scan) -> Array:
-    """Unit noise with the short positive and longer negative correlation of a soft kernel."""
+    """Unit noise, float32 [512, 512], correlated as a soft kernel leaves it."""
     white = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    fine = cv2.GaussianBlur(white, (7, 7), scan.sharpness, borderType=cv2.BORDER_REFLECT)
-    coarse = cv2.resize(
-        cv2.GaussianBlur(cv2.resize(fine, (128, 128), interpolation=cv2.INTER_AREA), (5, 5), 1.0),
-        (SIZE, SIZE),
+    fine = cv2.GaussianBlur(white, (7, 7), scan.sharpness)
+    quarter = cv2.resize(fine, (SIZE // 4, SIZE // 4), interpolation=cv2.INTER_AREA)
+    fine -= 0.8 * cv2.resize(cv2.GaussianBlur(quarter, (5, 5), 1.0), (SIZE, SIZE))
+    return fine * np.float32(1 / fine[::4, ::4].std())
+
+
+def _points(scan: Scan, index: int, x: Array, y: Array) -> Grid:
+    """Head coordinates of a slice's pixels, `x` and `y` being the axes of the image in mm."""
+    parts = (np.arange(PLANES, dtype=np.float32) + 0.5) / PLANES - 0.5
+    z = np.float32(scan.thickness) * (parts + np.float32(index)) + np.float32(scan.first)
+    px, py, pz = (
+        v.astype(np.float32)
+        for v in np.broadcast_arrays(x[None, None, :], y[None, :, None], z[:, None, None])
     )
-    fine -= 0.8 * coarse
-    return fine / fine[::4, ::4].std()
+    turn, lean, nod = scan.rotation
+    x, y = px * math.cos(turn) + py * math.sin(turn), py * math.cos(turn) - px * math.sin(turn)
+    x, z = x * math.cos(lean) + pz * math.sin(lean), pz * math.cos(lean) - x * math.sin(lean)
+    y, z = y * math.cos(nod) + z * math.sin(nod), z * math.cos(nod) - y * math.sin(nod)
+    return Grid(x, y, z)
 
 
 def scan_slice(
     head: Head, lesions: list[Lesion], scan: Scan, index: int, holder: Array | None
-) -> tuple[Array, Array]:
+) -> tuple[Array, list[Array | None]]:
     """Images one slice.
 
+    Args:
+        head, lesions: who lies in the scanner.
+        scan: the acquisition.
+        index: the slice, 0 the lowest.
+        holder: what `head_holder` returned for `scan`.
+
     Returns:
-        HU float32 [512, 512], and each lesion's share of each pixel, float32 [lesions, 512, 512].
+        HU float32 [512, 512], and each lesion's share of each pixel, float32 [512, 512], or None
+        where it does not reach.
     """
     step = scan.pixel * SIZE / COARSE
-    axis = (np.arange(COARSE, dtype=np.float32) - (COARSE - 1) / 2) * step
-    px = axis - scan.offset[0]
-    py = axis - scan.offset[1] - 6
-    cols = np.flatnonzero(np.abs(px) < 102)
-    rows = np.flatnonzero((py > -135) & (py < 112))
-    px, py = px[cols][None, None, :], py[rows][None, :, None]
-    parts = (np.arange(PLANES, dtype=np.float32) + 0.5) / PLANES - 0.5
-    pz = (scan.first + index * scan.thickness + parts * scan.thickness)[:, None, None]
-    turn, lean, nod = scan.rotation
-    ct, st, cl, sl, cn, sn = np.cos(turn), np.sin(turn), np.cos(lean), np.sin(lean), np.cos(nod), np.sin(nod)
-    x, y, z = px * ct + py * st + 0 * pz, py * ct - px * st + 0 * pz, pz + 0 * px + 0 * py
-    x, z = x * cl + z * sl, z * cl - x * sl
-    y, z = y * cn + z * sn, z * cn - y * sn
-    x, y, z = (v.astype(np.float32) for v in (x, y, z))
+    axis = (np.arange(COARSE, dtype=np.float32) - np.float32((COARSE - 1) / 2)) * np.float32(step)
+    # A tilted gantry moves along the table, so the head drifts through the image from slice to slice.
+    drift = -math.tan(scan.gantry_tilt) * (index * scan.thickness + scan.first - 10)
+    x, y = axis - np.float32(scan.offset[0]), axis - np.float32(scan.offset[1] + drift)
+    columns, rows = np.flatnonzero(np.abs(x) < 102), np.flatnonzero((y > -130) & (y < 115))
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    points = _points(scan, index, x[part[1]], y[part[0]])
+    tissue = head_hu(head, lesions, points)
 
-    tissue = head_hu(head, lesions, Grid(x, y, z))
     coarse = np.full((COARSE, COARSE), AIR, np.float32)
     if holder is not None:
-        coarse += holder * (scan.holder_hu - AIR)
-    here = np.ix_(rows, cols)
-    body = tissue.hu.mean(axis=0)
-    coarse[here] = np.maximum(body, coarse[here])
-    coarse = _artefacts(scan, coarse, float(z.mean()))
-    hu = cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-    rng = np.random.default_rng((scan.seed, index))
-    hu += _noise(rng, scan) * scan.noise
-    lesion = np.zeros((len(lesions), SIZE, SIZE), np.float32)
-    for out, share in zip(lesion, tissue.shares, strict=True):
-        if share.any():
-            full = np.zeros((COARSE, COARSE), np.float32)
-            full[here] = share.mean(axis=0)
-            out[:] = cv2.resize(full, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-    return hu, lesion
+        coarse += holder * np.float32(scan.holder_hu - AIR)
+    np.maximum(coarse[part], tissue.hu.mean(axis=0), out=coarse[part])
+    _add_artefacts(scan, coarse, 0.5 * (points.low + points.high))
+    hu = cv2.resize(coarse, (SIZE, SIZE))
+    noise = scan.noise * math.sqrt(5 / scan.thickness) * (1.25 if points.low < -25 else 1.0)
+    hu += _noise(np.random.default_rng((scan.seed, index)), scan) * np.float32(noise)
+
+    shares: list[Array | None] = []
+    for share in tissue.shares:
+        if share is None:
+            shares.append(None)
+            continue
+        whole = np.zeros((COARSE, COARSE), np.float32)
+        whole[part] = share.mean(axis=0)
+        shares.append(cv2.resize(whole, (SIZE, SIZE)))
+    return hu, shares
 
 
-def _artefacts(scan: Scan, coarse: Array, z: float) -> Array:
-    """Beam hardening: brighter brain along the skull, dark bands between dense bones, metal streaks."""
+def _add_artefacts(scan: Scan, coarse: Array, z: float) -> None:
+    """Beam hardening makes brain brighter along the skull and darkens bands between dense bones; metal streaks."""
     dense = np.clip(coarse - 300, 0, 1200)
-    if dense.any():
-        glow = cv2.GaussianBlur(dense, (0, 0), 5)
-        coarse = coarse + glow * (scan.cupping / 300) * (coarse > -200) * (coarse < 200)
-        if z < 0:
-            bands = cv2.blur(dense, (161, 3))
-            bands -= cv2.blur(bands, (1, 25))
-            coarse = coarse - bands * (scan.streaks / 90) * (coarse > -300)
-    if scan.metal is not None and -60 < z < -35:
-        axis = (np.arange(COARSE, dtype=np.float32) - COARSE / 2) * scan.pixel * SIZE / COARSE
+    if dense.max() <= 0:
+        return
+    soft = (coarse > -200) & (coarse < 200)
+    glow = cv2.GaussianBlur(dense, (31, 31), 5)
+    coarse += glow * np.float32(scan.cupping / 300) * soft
+    if z < 0:
+        bands = cv2.blur(dense, (161, 3))
+        bands -= cv2.blur(bands, (1, 25))
+        coarse -= bands * np.float32(scan.streaks / 90) * soft
+    if scan.metal is not None and abs(z - scan.metal_z) < 7:
+        axis = (np.arange(COARSE, dtype=np.float32) - COARSE / 2) * np.float32(scan.pixel * SIZE / COARSE)
         dx, dy = axis[None, :] - scan.metal[0], axis[:, None] - scan.metal[1]
-        angle = np.arctan2(dy, dx)
-        r = np.sqrt(dx * dx + dy * dy) + 4
-        coarse = coarse + np.sin(angle * 9 + 1) * np.sin(angle * 23) * scan.metal[2] * 40 / r
-        coarse = np.where(r < 8, 3000, coarse).astype(np.float32)
-    return coarse
+        angle, r = np.arctan2(dy, dx), np.sqrt(dx * dx + dy * dy) + 4
+        coarse += (
+            np.sin(angle * 9 + 1) * np.sin(angle * 23) * np.float32(scan.metal[2] * 40) / r * (coarse > -300)
+        )
+        coarse[r < 6.5] = 3000
