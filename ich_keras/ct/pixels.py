@@ -33,9 +33,9 @@ CODECS = {
     _UID + "4.81": Codec("JPEG-LS Near-lossless", "jpegls_decode", "jpeg"),
     _UID + "4.90": Codec("JPEG 2000 Lossless", "jpeg2k_decode", "jpeg2000"),
     _UID + "4.91": Codec("JPEG 2000", "jpeg2k_decode", "jpeg2000"),
-    _UID + "4.201": Codec("HTJ2K Lossless", "htj2k_decode", "jpeg2000"),
-    _UID + "4.202": Codec("HTJ2K Lossless RPCL", "htj2k_decode", "jpeg2000"),
-    _UID + "4.203": Codec("HTJ2K", "htj2k_decode", "jpeg2000"),
+    _UID + "4.201": Codec("HTJ2K Lossless", "jpeg2k_decode", "jpeg2000"),
+    _UID + "4.202": Codec("HTJ2K Lossless RPCL", "jpeg2k_decode", "jpeg2000"),
+    _UID + "4.203": Codec("HTJ2K", "jpeg2k_decode", "jpeg2000"),
 }
 """Compressed transfer syntaxes by UID (PS3.5 sections A.4.1 to A.4.9, PS3.6 annex A)."""
 
@@ -81,6 +81,12 @@ def decode_frame(
             raise _undecodable(codec)
         return Frame(native_frame(decoded, rows, columns, bits_allocated, transfer_syntax), bits_stored)
 
+    # Decoders fill what a cut stream lacks with grey, and CharLS searches it for seconds. Both JPEG and
+    # JPEG 2000 end in FF D9; DICOM pads to an even length (PS3.5 section 8.2).
+    if not data.endswith((b"\xff\xd9", b"\xff\xd9\0")):
+        raise SliceError(
+            "undecodable", f"the {codec.title} code stream is cut off; copy or download the file again"
+        )
     shape = _jpeg_shape(data) if codec.family == "jpeg" else _jpeg2000_shape(data)
     if shape is None or shape[:2] != (rows, columns) or shape[2] != 1 or not 1 < shape[3] <= bits_allocated:
         raise _undecodable(codec)
