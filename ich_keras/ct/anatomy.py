@@ -5,6 +5,7 @@ ventricle. The planes of constant z are those of a usual scan, nearly along the 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -12,7 +13,6 @@ from scipy.ndimage import gaussian_filter
 from ich_keras.ct.geometry import Array, Grid, cover, ellipsoid, mix, polyline, sample, tube
 
 AIR, FAT, MUSCLE, SKIN = -1000.0, -95.0, 54.0, 30.0
-CORTICAL_BONE = 1250.0
 CLUMP_MM = 6.0
 
 SPHENOID_WING = ((9, -19), (28, -31), (44, -40), (60, -38))
@@ -28,6 +28,7 @@ class Head:
     back: float
     top: float
     bone: float
+    cortex_hu: float
     diploe_hu: float
     scalp: float
     atrophy: float  # 0 young .. 1 aged
@@ -73,7 +74,7 @@ def _direction(rng: np.random.Generator, low: float, high: float) -> tuple[float
 
 def random_head(rng: np.random.Generator) -> Head:
     """Draws a patient's anatomy."""
-    atrophy = float(np.clip(rng.beta(1.2, 1.3), 0.02, 0.98))
+    atrophy = float(np.clip(rng.beta(1.5, 1.2), 0.02, 0.98))
     size = rng.normal(1, 0.03)
     width, front, top = size * rng.normal(68, 2.0), size * rng.normal(86, 2.5), size * rng.normal(76, 2.5)
     hydrocephalus = rng.uniform(0.4, 1.1) if rng.random() < 0.06 else 0.0
@@ -85,7 +86,8 @@ def random_head(rng: np.random.Generator) -> Head:
         front=front,
         back=size * rng.normal(87, 2.5),
         top=top,
-        bone=float(np.clip(rng.normal(6.3, 1.0), 4.3, 9)),
+        bone=float(np.clip(rng.normal(5.2, 0.9), 3.6, 8)),
+        cortex_hu=rng.uniform(1100, 1800),
         diploe_hu=rng.uniform(450, 800),
         scalp=float(np.clip(rng.normal(4.6, 1.2), 2.8, 9)),
         atrophy=atrophy,
@@ -180,12 +182,12 @@ def skin_distance(head: Head, vault: Array, grid: Grid) -> Array:
         cheek = ellipsoid(x, y, z, (0, -20, -70), (72, 40, 60))
         skin = np.minimum.reduce([np.maximum(skin, -95 - z), face, nose, cheek])
     if head.swelling is not None:
-        skin -= head.swelling[3] * _swelling(head, x, y, z)
+        skin -= head.swelling[3] * _swelling(head.swelling, x, y, z)
     return skin
 
 
-def _swelling(head: Head, x: Array, y: Array, z: Array) -> Array:
-    dx, dy, dz, _ = head.swelling
+def _swelling(direction: tuple[float, float, float, float], x: Array, y: Array, z: Array) -> Array:
+    dx, dy, dz, _ = direction
     cosine = (x * dx + y * dy + z * dz) / (np.sqrt(x * x + y * y + z * z) + 1e-3)
     return np.exp((np.maximum(cosine, 0) - 1) * 12)
 
@@ -195,7 +197,7 @@ def paint_soft_tissue(head: Head, hu: Array, skin: Array, vault: Array, clumps: 
     mix(hu, SKIN, cover(skin))
     mix(hu, FAT, cover(skin + 2.0))
     if head.swelling is not None:
-        amount = _swelling(head, grid.x, grid.y, grid.z)
+        amount = _swelling(head.swelling, grid.x, grid.y, grid.z)
         mix(hu, 46.0 + 8 * clumps, cover(skin + 2.0) * np.clip(2 * amount - 0.5, 0, 1))
     if grid.low > 20:
         return
@@ -221,15 +223,7 @@ def paint_soft_tissue(head: Head, hu: Array, skin: Array, vault: Array, clumps: 
         ((11, 2, -72), (10, 8, 18)),  # before the spine
     )
     for centre, radii in muscles:
-        box = tuple((c - r - 2, c + r + 2) for c, r in zip(centre, radii, strict=True))
-        grid.paint(
-            hu,
-            MUSCLE,
-            box,
-            lambda x, y, z, c=centre, r=radii: ellipsoid(x, y, z, c, r),
-            blur=2,
-            mirrored=True,
-        )
+        grid.paint_ellipsoid(hu, MUSCLE, centre, radii, blur=2, mirrored=True)
 
 
 def _bone_distance(head: Head, vault: Array, inside: Array, clumps: Array, grid: Grid) -> Array:
@@ -240,7 +234,7 @@ def _bone_distance(head: Head, vault: Array, inside: Array, clumps: Array, grid:
     if grid.low > 12:
         return np.maximum(-inside, vault - thick)
     thick = thick + _brow(head, x, y, z)
-    below = np.where(inside > vault + 6, inside - 5.0, np.float32(-99))
+    below = np.where(inside > vault + 6, inside - 3.6, np.float32(-99))
     bone = np.maximum(np.maximum(-inside, below), vault - thick)
     bone = np.maximum(bone, -(z + 62))
     negative = np.full_like(bone, 50.0)
@@ -265,7 +259,7 @@ def _bone_distance(head: Head, vault: Array, inside: Array, clumps: Array, grid:
     )
     add(((0, 16), (-30, 24), (-60, -20)), _clivus, mirrored=False)
     add(((-16, 0.5), (-30, 24), (-60, -20)), _clivus, mirrored=False)
-    add(((44, 74), (2, 48), (-76, -26)), lambda a, b, c: ellipsoid(a, b, c, (58, 25, -46), (11, 18, 22)))
+    add(((46, 72), (6, 44), (-72, -30)), lambda a, b, c: ellipsoid(a, b, c, (58, 25, -48), (9, 15, 19)))
     add(((42, 60), (-22, 2), (-82, -50)), lambda a, b, c: ellipsoid(a, b, c, (51, -10, -66), (5, 8, 15)))
     add(
         ((50, 76), (-66, 2), (-62, -44)),
@@ -349,7 +343,7 @@ def paint_bone(head: Head, hu: Array, vault: Array, inside: Array, clumps: Array
         d = np.sqrt((grid.x - cx) ** 2 + (grid.y - cy) ** 2 + (grid.z - cz) ** 2)
         bone = np.maximum(bone, -(d - 7.5 if head.burr_hole else np.abs(d - radius) - 1.3))
     marrow = cover(bone + 2.2, 1.8)
-    value = CORTICAL_BONE - (CORTICAL_BONE - head.diploe_hu) * marrow + 70 * clumps * marrow
+    value = head.cortex_hu - (head.cortex_hu - head.diploe_hu) * marrow + 70 * clumps * marrow
     mix(hu, value.astype(np.float32), cover(bone))
 
 
@@ -360,18 +354,17 @@ def paint_orbits_and_air(head: Head, hu: Array, vault: Array, grid: Grid) -> Non
     orbit = ((8, 56), (-94, -32), (-64, -20))
     grid.paint(hu, FAT, orbit, lambda x, y, z: np.maximum(_orbit(x, y, z), -(y + 84)), mirrored=True)
     eye = (32.0, -71.0, -42.0)
-    eyeball = ((19, 45), (-85, -57), (-56, -28))
-    grid.paint(hu, 48.0, eyeball, lambda x, y, z: ellipsoid(x, y, z, eye, (12.3, 12.3, 12.3)), mirrored=True)
-    grid.paint(hu, 9.0, eyeball, lambda x, y, z: ellipsoid(x, y, z, eye, (10.8, 10.8, 10.8)), mirrored=True)
+    grid.paint_ellipsoid(hu, 48.0, eye, (12.3, 12.3, 12.3), mirrored=True)
+    grid.paint_ellipsoid(hu, 9.0, eye, (10.8, 10.8, 10.8), mirrored=True)
     lens = (32, -79.5, -42)
-    grid.paint(hu, 90.0, eyeball, lambda x, y, z: ellipsoid(x, y, z, lens, (4.5, 2.0, 4.5)), mirrored=True)
+    grid.paint_ellipsoid(hu, 90.0, lens, (4.5, 2.0, 4.5), mirrored=True)
     for path in (
         [(31, -60, -42, 2.2), (17, -37, -37, 2.0)],
         [(23, -70, -41, 1.3), (16, -40, -38, 2.2)],
         [(43, -68, -41, 1.2), (20, -40, -38, 2.2)],
         [(32, -70, -31, 1.3), (18, -40, -33, 2.0)],
     ):
-        grid.paint(hu, 42.0, orbit, lambda x, y, z, p=path: tube(x, y, z, p), mirrored=True)
+        grid.paint(hu, 42.0, orbit, partial(tube, path=path), mirrored=True)
     # Air: spaces with their mucosa.
     k = head.sphenoid_air
     grid.paint(

@@ -1,6 +1,7 @@
 """The contents of the cranial cavity: grey and white matter, fluid, dura, calcifications, clots."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def head_hu(head: Head, lesions: list[Lesion], grid: Grid) -> Tissue:
     clumps = body.smooth(lambda x, y, z: sample(head.clumps, np.abs(x), y, z, 6.0), 3)
     view = hu[window]
     paint_soft_tissue(head, view, skin_distance(head, vault, body), vault, clumps, body)
-    room = np.flatnonzero((inside.min(axis=(0, 2)) < 1)), np.flatnonzero((inside.min(axis=(0, 1)) < 1))
+    room = np.flatnonzero(inside.min(axis=(0, 2)) < 1), np.flatnonzero(inside.min(axis=(0, 1)) < 1)
     if len(room[0]):
         cavity = (slice(None), slice(room[0][0], room[0][-1] + 1), slice(room[1][0], room[1][-1] + 1))
         contents = _contents(head, lesions, body.cut(cavity), inside[cavity], vault[cavity])
@@ -68,7 +69,7 @@ def head_hu(head: Head, lesions: list[Lesion], grid: Grid) -> Tissue:
 def _contents(head: Head, lesions: list[Lesion], grid: Grid, inside: Array, vault: Array) -> Tissue:
     """The cranial cavity as if it had no wall."""
     calm = np.clip(inside * (-1 / 12), 0, 1)
-    bends = [grid.smooth(lambda x, y, z, b=b: sample(b, x, y, z, 24.0), 12) * calm for b in head.bends]
+    bends = [grid.smooth(partial(sample, b, step=24.0), 12) * calm for b in head.bends]
     push = sum((lesion.push(grid.x, grid.y, grid.z) for lesion in lesions if lesion.mass), np.float32(0))
     bent = Grid(grid.x + bends[0] - push * calm, grid.y + bends[1], grid.z + bends[2])
     mottle = grid.smooth(lambda x, y, z: sample(head.clumps, x, y, z, 7.0), 3)
@@ -145,16 +146,7 @@ def _cortex(head: Head, grid: Grid, bent: Grid, inside: Array, mottle: Array) ->
         ((41, -6, 2), (2.5, 20, 12)),  # insula
     )
     for centre, radii in deep:
-        box = tuple((c - r - 3, c + r + 3) for c, r in zip(centre, radii, strict=True))
-        bent.paint(
-            hu,
-            grey,
-            box,
-            lambda x, y, z, c=centre, r=radii: ellipsoid(x, y, z, c, r),
-            blur=2.5,
-            strength=0.9,
-            mirrored=True,
-        )
+        bent.paint_ellipsoid(hu, grey, centre, radii, blur=2.5, strength=0.9, mirrored=True)
     if hindbrain is not None:
         folia = np.sin(np.sqrt(x * x + (y - 12) ** 2) * 1.15 + 1.2 * folds + 2.5 * mottle) > 0.7
         core = cover(ellipsoid(np.abs(x), y, z, (16, 36, -38), (14, 10, 9)), 8.0)
@@ -164,10 +156,7 @@ def _cortex(head: Head, grid: Grid, bent: Grid, inside: Array, mottle: Array) ->
             ((0, 13, -32), (16, 11, 13)),
             ((0, 24, -50), (8, 8, 16)),
         ):
-            box = tuple((c - r - 3, c + r + 3) for c, r in zip(centre, radii, strict=True))
-            bent.paint(
-                hu, white + 2.5, box, lambda x, y, z, c=centre, r=radii: ellipsoid(x, y, z, c, r), blur=2.5
-            )
+            bent.paint_ellipsoid(hu, white + 2.5, centre, radii, blur=2.5)
     if head.infarct is not None:
         cx, cy, cz, radius = head.infarct
         scar = np.sqrt((bent.x - cx) ** 2 + (bent.y - cy) ** 2 + (bent.z - cz) ** 2) - radius + 3.5 * mottle
@@ -357,43 +346,17 @@ def _paint_calcifications(head: Head, hu: Array, grid: Grid, bent: Grid) -> None
     """What is as bright as blood and is none, and a ventricular catheter."""
     if head.pineal:
         p = head.pineal
-        bent.paint(
-            hu,
-            240.0,
-            ((-6, 6), (14, 30), (-4, 10)),
-            lambda x, y, z: ellipsoid(x, y, z, (0, 22, 3), (p, p, 1.3 * p)),
-            blur=1.4,
-        )
-    for sign, p in zip((-1, 1), head.plexus, strict=True):
+        bent.paint_ellipsoid(hu, 240.0, (0, 22, 3), (p, p, 1.3 * p), blur=1.4)
+    for side, p in zip((-1, 1), head.plexus, strict=True):
         if p:
-            box = ((16, 28), (22, 40), (4, 20)) if sign > 0 else ((-28, -16), (22, 40), (4, 20))
-            bent.paint(
-                hu,
-                190.0,
-                box,
-                lambda x, y, z, s=sign, p=p: ellipsoid(s * x, y, z, (22, 31, 12), (p, 1.5 * p, 1.5 * p)),
-                blur=1.6,
-                strength=0.9,
+            bent.paint_ellipsoid(
+                hu, 190.0, (side * 22, 31, 12), (p, 1.5 * p, 1.5 * p), blur=1.6, strength=0.9
             )
     if head.basal_calcium_hu:
-        bent.paint(
-            hu,
-            GREY + head.basal_calcium_hu,
-            ((15, 25), (-12, 4), (-4, 8)),
-            lambda x, y, z: ellipsoid(x, y, z, (20, -4, 2), (3, 6, 4)),
-            blur=2.5,
-            strength=0.8,
-            mirrored=True,
-        )
+        value = GREY + head.basal_calcium_hu
+        bent.paint_ellipsoid(hu, value, (20, -4, 2), (3, 6, 4), blur=2.5, strength=0.8, mirrored=True)
     if np.isfinite(head.falx_plaque):
-        z0 = head.falx_plaque
-        bent.paint(
-            hu,
-            420.0,
-            ((-4, 4), (-74, -50), (z0 - 9, z0 + 9)),
-            lambda x, y, z: ellipsoid(x, y, z, (0, -62, z0), (1.4, 7, 7)),
-            blur=1.2,
-        )
+        bent.paint_ellipsoid(hu, 420.0, (0, -62, head.falx_plaque), (1.4, 7, 7), blur=1.2)
     if head.drain:
         s = head.drain
         grid.paint(

@@ -21,7 +21,7 @@ from ich_keras.labels import SUBTYPES
 
 COLUMNS = 8
 TILE = 200
-LEVELS = (
+LEVELS: tuple[tuple[str, float], ...] = (
     ("face and neck", -66),
     ("orbits", -42),
     ("posterior fossa", -30),

@@ -1,13 +1,17 @@
 """Signed distances in millimetres (negative inside), and painting with them on a grid of points."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
+"""float32 wherever nothing else is said."""
 Shape = Callable[[Array, Array, Array], Array]
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 Window = tuple[slice, slice, slice]
@@ -30,29 +34,35 @@ def ellipsoid(x: Array, y: Array, z: Array, centre: Sequence[float], radii: Sequ
     return (np.sqrt(q) - 1) * np.float32(min(radii))
 
 
+def box_of(centre: Sequence[float], radii: Sequence[float]) -> Box:
+    """The box around an ellipsoid and its blurred edge."""
+    x, y, z = ((c - r - 3, c + r + 3) for c, r in zip(centre, radii, strict=True))
+    return x, y, z
+
+
 def tube(x: Array, y: Array, z: Array, path: Sequence[Sequence[float]]) -> Array:
     """Distance to a tube along `path`, rows of x, y, z, radius."""
-    best = None
-    for (ax, ay, az, ar), (bx, by, bz, br) in zip(path[:-1], path[1:], strict=True):
+    best: Array = np.full_like(x, np.inf)
+    for (ax, ay, az, ar), (bx, by, bz, br) in pairwise(path):
         ux, uy, uz = bx - ax, by - ay, bz - az
         n = 1 / (ux * ux + uy * uy + uz * uz)
         dx, dy, dz = x - ax, y - ay, z - az
         t = np.clip(dx * (ux * n) + dy * (uy * n) + dz * (uz * n), 0, 1)
         d = np.sqrt((dx - t * ux) ** 2 + (dy - t * uy) ** 2 + (dz - t * uz) ** 2) - (ar + t * (br - ar))
-        best = d if best is None else np.minimum(best, d)
+        best = np.minimum(best, d)
     return best
 
 
 def polyline(x: Array, y: Array, path: Sequence[Sequence[float]]) -> Array:
     """Distance in the x, y plane to a line through the points of `path`."""
-    best = None
-    for (ax, ay), (bx, by) in zip(path[:-1], path[1:], strict=True):
+    best: Array = np.full_like(x, np.inf)
+    for (ax, ay), (bx, by) in pairwise(path):
         ux, uy = bx - ax, by - ay
         n = 1 / (ux * ux + uy * uy)
         dx, dy = x - ax, y - ay
         t = np.clip(dx * (ux * n) + dy * (uy * n), 0, 1)
         d = (dx - t * ux) ** 2 + (dy - t * uy) ** 2
-        best = d if best is None else np.minimum(best, d)
+        best = np.minimum(best, d)
     return np.sqrt(best)
 
 
@@ -83,7 +93,7 @@ class Grid:
             return None
         return slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
-    def covers(self, box: Box, shape: Shape, blur: float, mirrored: bool):
+    def covers(self, box: Box, shape: Shape, blur: float, mirrored: bool) -> Iterator[tuple[Window, Array]]:
         """Yields each window with the share that `shape` covers there; twice when `mirrored` in x."""
         (x0, x1), ys, zs = box
         for sign in (1, -1) if mirrored else (1,):
@@ -108,6 +118,21 @@ class Grid:
             if strength != 1:
                 share *= np.float32(strength)
             mix(hu[window], value[window] if isinstance(value, np.ndarray) else value, share)
+
+    def paint_ellipsoid(
+        self,
+        hu: Array,
+        value: float | Array,
+        centre: Sequence[float],
+        radii: Sequence[float],
+        *,
+        blur: float = 1.0,
+        strength: float = 1.0,
+        mirrored: bool = False,
+    ) -> None:
+        """`paint` with an ellipsoid."""
+        shape = partial(ellipsoid, centre=centre, radii=radii)
+        self.paint(hu, value, box_of(centre, radii), shape, blur=blur, strength=strength, mirrored=mirrored)
 
     def fill(
         self, shares: Array, box: Box, shape: Shape, *, blur: float = 1.0, mirrored: bool = False

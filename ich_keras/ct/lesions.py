@@ -23,8 +23,6 @@ class Lesion:
 
     def push(self, x: Array, y: Array, z: Array) -> Array:
         """Displacement along x that the lesion's mass causes, mm, float32 like x."""
-        if not self.mass:
-            return np.float32(0)
         cx, cy, cz = self.centre
         fall = np.exp(-(((y - cy) / 55) ** 2) - ((z - cz) / 32) ** 2 - (x / 55) ** 2)
         return (-np.sign(cx) * self.mass * fall).astype(np.float32)
@@ -207,29 +205,29 @@ def _intraparenchymal(rng: np.random.Generator) -> list[Lesion]:
     lobar = rng.random() < 0.6
     size = float(np.clip(rng.lognormal(2.6, 0.45), 5, 28))
     if lobar:
-        centre = tuple(float(v) * rng.uniform(0.55, 0.8) for v in _on_vault(rng, -15, 50))
+        cx, cy, cz = (v * rng.uniform(0.55, 0.8) for v in _on_vault(rng, -15, 50))
     else:
         site = _DEEP_SITES[rng.choice(4, p=[0.45, 0.25, 0.2, 0.1])]
         size = min(size, 16.0)
-        centre = (side * site[0], site[1], site[2])
-    radii = tuple(float(size * rng.uniform(0.75, 1.3)) for _ in range(3))
+        cx, cy, cz = side * site[0], site[1], site[2]
+    rx, ry, rz = (size * rng.uniform(0.75, 1.3) for _ in range(3))
     found = [
         Lesion(
             "intraparenchymal",
             "clot",
-            centre,
-            radii,
+            (cx, cy, cz),
+            (rx, ry, rz),
             hu,
             rng.uniform(2, 6),
             rim=rng.uniform(2, 9) if rng.random() < 0.8 else 0.0,
-            level=rng.uniform(-0.5, 0.2) * radii[1] if size > 12 and rng.random() < 0.15 else -1e3,
+            level=rng.uniform(-0.5, 0.2) * ry if size > 12 and rng.random() < 0.15 else -1e3,
             mass=size * rng.uniform(0, 0.35) if size > 12 else 0.0,
         )
     ]
     if lobar and rng.random() < 0.3:
         for _ in range(int(rng.integers(1, 4))):
-            near = tuple(float(c + rng.normal(0, 13)) for c in centre)
-            small = tuple(float(rng.uniform(3, 7)) for _ in range(3))
+            near = (cx + rng.normal(0, 13), cy + rng.normal(0, 13), cz + rng.normal(0, 13))
+            small = (rng.uniform(3, 7), rng.uniform(3, 7), rng.uniform(3, 7))
             found.append(
                 replace(found[0], centre=near, size=small, level=-1e3, mass=0.0, rim=rng.uniform(1, 4))
             )

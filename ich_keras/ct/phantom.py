@@ -12,9 +12,12 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -75,7 +78,7 @@ def _patient(rng: np.random.Generator, subtype: str | None) -> tuple[Head, list[
     return head, random_lesions(rng, subtype)
 
 
-def _image(head, lesions, scan: Scan) -> Study:
+def _image(head: Head, lesions: list[Lesion], scan: Scan) -> Study:
     hu = np.empty((scan.slices, SIZE, SIZE), np.float32)
     lesion = np.zeros((scan.slices, SIZE, SIZE), np.uint8)
     labels = np.zeros((scan.slices, len(LABELS)), np.uint8)
@@ -157,6 +160,8 @@ def write_phantoms(
         raise InputError("bad-argument", f"patients must be 1 or more, received {patients}")
     if headers not in HEADERS:
         raise InputError("bad-argument", f"headers must be one of {', '.join(HEADERS)}, received {headers!r}")
+    if thickness <= 0:
+        raise InputError("bad-argument", f"thickness must be above 0 mm, received {thickness}")
     marker = {
         "synthetic": True,
         "generator": "ich_keras.ct.phantom",
@@ -173,29 +178,38 @@ def write_phantoms(
             "output-exists",
             f"{out} already exists and is not this phantom set; delete it or give another --out",
         )
-    workers = workers or os.cpu_count() or 1
-    with whole_folder(out) as folder, Progress(disable=not progress) as bar:
-        tasks = [(folder, seed, patient, headers, thickness) for patient in range(patients)]
-        line = bar.add_task("phantom patients", total=patients)
-        rows = []
-        if workers == 1:
-            for task in tasks:
-                rows += _write_patient(task)
-                bar.advance(line)
-        else:
-            with ProcessPoolExecutor(
-                min(workers, patients), multiprocessing.get_context("spawn"), _one_thread
-            ) as pool:
-                for found in pool.map(_write_patient, tasks):
-                    rows += found
-                    bar.advance(line)
-        lines = ["ID,Label"]
-        for name, labels in sorted(rows, key=lambda row: row[0]):
-            lines += [f"{name}_{label},{value}" for label, value in zip(LABELS, labels, strict=True)]
-        table = folder / ("stage_2_train.csv" if headers == "rsna" else "labels.csv")
-        table.write_text("\n".join(lines) + "\n")
-        write_json(folder / MARKER, marker)
+    try:
+        with whole_folder(out) as folder:
+            _fill(folder, marker, workers or os.cpu_count() or 1, progress)
+    except OSError as error:
+        raise InputError(
+            "cannot-write", f"{out} can't be written: {error.strerror}; free some space or give another --out"
+        ) from error
     return True
+
+
+def _fill(folder: Path, marker: dict[str, Any], workers: int, progress: bool) -> None:
+    patients, headers = marker["patients"], marker["headers"]
+    tasks = [(folder, marker["seed"], patient, headers, marker["thickness"]) for patient in range(patients)]
+    rows = []
+    with ExitStack() as stack:
+        bar = stack.enter_context(Progress(disable=not progress))
+        line = bar.add_task("phantom patients", total=patients)
+        written: Iterable = map(_write_patient, tasks)
+        if min(workers, patients) > 1:
+            # Spawned, since a fork of a process with threads (TensorFlow's) may hang.
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(min(workers, patients), context, _one_thread))
+            written = pool.map(_write_patient, tasks)
+        for found in written:
+            rows += found
+            bar.advance(line)
+    lines = ["ID,Label"]
+    for name, labels in sorted(rows, key=lambda row: row[0]):
+        lines += [f"{name}_{label},{value}" for label, value in zip(LABELS, labels, strict=True)]
+    table = folder / ("stage_2_train.csv" if headers == "rsna" else "labels.csv")
+    table.write_text("\n".join(lines) + "\n")
+    write_json(folder / MARKER, marker)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -204,7 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder to make")
-    what.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw examples into one picture instead")
+    what.add_argument(
+        "--contact-sheet", type=Path, metavar="PNG", help="draw examples into one picture instead"
+    )
     parser.add_argument("--patients", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="processes (default: all processors)")

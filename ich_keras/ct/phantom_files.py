@@ -1,6 +1,8 @@
 """Phantom slices as DICOM files: with RSNA's bare headers, or with a hospital's."""
 
 import hashlib
+import math
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +13,15 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
-from pydicom.datadict import tag_for_keyword
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ich_keras.ct.scanner import SIZE, Scan
 
 HEADERS = ("rsna", "hospital")
-ROOT = "1.2.826.0.1.3680043.10.474"  # pydicom's own root, under which anyone may derive UIDs
+PADDING = -2000
+"""What signed files store outside the circle of reconstruction; RSNA's do not tag it."""
+
+Key = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ def _digest(*parts: object) -> str:
 
 
 def _uid(*parts: object) -> str:
-    return f"{ROOT}.{int(_digest(*parts)[:24], 16)}"
+    # DICOM PS3.5 B.2: a UID under 2.25 is a UUID, and needs no registration.
+    return f"2.25.{uuid.UUID(_digest(*parts)[:32], version=5).int}"
 
 
 def _pixels(
@@ -65,14 +70,13 @@ def _pixels(
     stored = np.clip(stored, -1024 - encoding.intercept, 32767)
     if scan.round_field:
         axis = np.arange(SIZE) - (SIZE - 1) / 2
-        stored[axis[:, None] ** 2 + axis[None, :] ** 2 > (SIZE / 2) ** 2] = -2000
+        stored[axis[:, None] ** 2 + axis[None, :] ** 2 > (SIZE / 2) ** 2] = PADDING
     return stored.astype(np.int16)
 
 
 def _add_pseudonym(dataset: Dataset, keyword: str, value: str) -> None:
     # RSNA's files hold these in UI elements, where pydicom would refuse to put them.
-    tag = tag_for_keyword(keyword)
-    dataset.add(DataElement(tag, "UI", value, validation_mode=config.IGNORE))
+    dataset.add(DataElement(keyword, "UI", value, validation_mode=config.IGNORE))
 
 
 def _file_bytes(dataset: Dataset, meta: FileMetaDataset) -> bytes:
@@ -97,7 +101,7 @@ def write_study(
     scan: Scan,
     encoding: Encoding,
     headers: str,
-    key: tuple[int, int, int],
+    key: Key,
 ) -> list[tuple[str, NDArray[np.uint8]]]:
     """Writes a study's slices; returns each slice's id with its labels.
 
@@ -109,62 +113,89 @@ def write_study(
         headers: one of HEADERS.
         key: seed, patient, study: what identifiers are derived from.
     """
-    seed, patient, number = key
-    hospital = headers == "hospital"
-    tilt = np.array([1, 0, 0, 0, np.cos(scan.gantry_tilt), np.sin(scan.gantry_tilt)])
     rows = []
-    for index in range(len(hu)):
-        name = "ID_" + _digest("slice", *key, index)[:9]
-        syntax = ImplicitVRLittleEndian if encoding.implicit else ExplicitVRLittleEndian
-        meta = FileMetaDataset()
+    for index, plane in enumerate(hu):
+        dataset, meta = Dataset(), FileMetaDataset()
         meta.FileMetaInformationVersion = b"\x00\x01"
         meta.MediaStorageSOPClassUID = CTImageStorage
-        meta.MediaStorageSOPInstanceUID = _uid("slice", *key, index)
-        meta.TransferSyntaxUID = syntax
-        meta.ImplementationClassUID = ROOT + ".1"
-        dataset = Dataset()
-        if hospital:
-            dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-        else:
-            _add_pseudonym(dataset, "SOPInstanceUID", name)
-        rows.append((name, labels[index]))
-        dataset.Modality = "CT"
-        z = (scan.first + index * scan.thickness) / tilt[4] + 160
-        half = scan.pixel * (SIZE - 1) / 2
-        stored = _pixels(hu[index], scan, encoding)
-        dataset.PatientID = "ID_" + _digest("patient", seed, patient)[:8]
-        if hospital:
-            dataset.PatientID = f"PHANTOM{patient:04d}"
-            dataset.PatientName = f"PHANTOM^{patient:04d}"
-            dataset.SOPClassUID = CTImageStorage
-            dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-            dataset.StudyInstanceUID = _uid("study", *key)
-            dataset.SeriesInstanceUID = _uid("series", *key)
-            dataset.FrameOfReferenceUID = _uid("frame", *key)
-            dataset.InstanceNumber = index + 1
-            dataset.SliceThickness = _decimal(scan.thickness)
-            dataset.GantryDetectorTilt = _decimal(np.degrees(-scan.gantry_tilt))
-            dataset.PositionReferenceIndicator = ""
-        else:
-            _add_pseudonym(dataset, "StudyInstanceUID", "ID_" + _digest("study", *key)[:10])
-            _add_pseudonym(dataset, "SeriesInstanceUID", "ID_" + _digest("series", *key)[:10])
-        dataset.StudyID = ""
-        dataset.ImagePositionPatient = [_decimal(v) for v in (-half, -half * tilt[4], z - half * tilt[5])]
-        dataset.ImageOrientationPatient = [_decimal(v) for v in tilt]
-        dataset.SamplesPerPixel = 1
-        dataset.PhotometricInterpretation = "MONOCHROME2"
-        dataset.Rows = dataset.Columns = SIZE
-        dataset.PixelSpacing = [_decimal(scan.pixel)] * 2
-        dataset.BitsAllocated = 16
-        dataset.BitsStored, dataset.HighBit = (16, 15) if encoding.signed else (12, 11)
-        dataset.PixelRepresentation = int(encoding.signed)
-        dataset.WindowCenter, dataset.WindowWidth = encoding.level, encoding.width
-        dataset.RescaleIntercept, dataset.RescaleSlope = str(encoding.intercept), "1"
-        dataset.PixelData = stored.astype("<u2" if not encoding.signed else "<i2").tobytes()
-        if hospital:
-            path = out / dataset.PatientID / _digest("series", *key)[:10] / f"{index + 1:04d}.dcm"
-        else:
-            path = out / "stage_2_train" / f"{name}.dcm"
+        meta.MediaStorageSOPInstanceUID = UID(_uid("slice", *key, index))
+        meta.TransferSyntaxUID = ImplicitVRLittleEndian if encoding.implicit else ExplicitVRLittleEndian
+        meta.ImplementationClassUID = UID(_uid("ich_keras.ct.phantom"))
+        identify = _identify_hospital if headers == "hospital" else _identify_rsna
+        name, path = identify(dataset, scan, encoding, key, index)
+        _describe(dataset, _pixels(plane, scan, encoding), scan, encoding, index)
+        path = out / path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_file_bytes(dataset, meta))
+        rows.append((name, labels[index]))
     return rows
+
+
+def _identify_rsna(
+    dataset: Dataset, scan: Scan, encoding: Encoding, key: Key, index: int
+) -> tuple[str, Path]:
+    name = "ID_" + _digest("slice", *key, index)[:9]
+    _add_pseudonym(dataset, "SOPInstanceUID", name)
+    _add_pseudonym(dataset, "StudyInstanceUID", "ID_" + _digest("study", *key)[:10])
+    _add_pseudonym(dataset, "SeriesInstanceUID", "ID_" + _digest("series", *key)[:10])
+    dataset.PatientID = "ID_" + _digest("patient", *key[:2])[:8]
+    return name, Path("stage_2_train") / f"{name}.dcm"
+
+
+def _identify_hospital(
+    dataset: Dataset, scan: Scan, encoding: Encoding, key: Key, index: int
+) -> tuple[str, Path]:
+    patient = key[1]
+    dataset.SOPClassUID = CTImageStorage
+    dataset.SOPInstanceUID = UID(_uid("slice", *key, index))
+    dataset.StudyInstanceUID = _uid("study", *key)
+    dataset.SeriesInstanceUID = _uid("series", *key)
+    dataset.FrameOfReferenceUID = _uid("frame", *key)
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.PatientID = f"PHANTOM{patient:04d}"
+    dataset.PatientName = f"PHANTOM^{patient:04d}"
+    for keyword in (
+        "AccessionNumber",
+        "AcquisitionNumber",
+        "KVP",
+        "Manufacturer",
+        "PatientBirthDate",
+        "PatientSex",
+        "PositionReferenceIndicator",
+        "ReferringPhysicianName",
+        "StudyDate",
+        "StudyTime",
+    ):
+        setattr(dataset, keyword, None)
+    dataset.PatientPosition = "HFS"
+    dataset.SeriesNumber = 2
+    dataset.InstanceNumber = index + 1
+    dataset.SliceThickness = _decimal(scan.thickness)
+    dataset.GantryDetectorTilt = _decimal(math.degrees(-scan.gantry_tilt))
+    if encoding.signed and scan.round_field:
+        dataset.add_new("PixelPaddingValue", "SS", PADDING)
+    return dataset.SOPInstanceUID, Path(dataset.PatientID) / _digest("series", *key)[
+        :10
+    ] / f"{index + 1:04d}.dcm"
+
+
+def _describe(dataset: Dataset, stored: NDArray, scan: Scan, encoding: Encoding, index: int) -> None:
+    """The elements that both kinds of header have: place, pixels, windows."""
+    along, up = math.cos(scan.gantry_tilt), math.sin(scan.gantry_tilt)
+    half = scan.pixel * (SIZE - 1) / 2
+    # The table moves by more than the distance of the slices when the gantry is tilted.
+    z = 160 + (scan.first + index * scan.thickness) / along
+    dataset.Modality = "CT"
+    dataset.StudyID = ""
+    dataset.ImagePositionPatient = [_decimal(v) for v in (-half, -half * along, z - half * up)]
+    dataset.ImageOrientationPatient = [_decimal(v) for v in (1, 0, 0, 0, along, up)]
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.Rows = dataset.Columns = SIZE
+    dataset.PixelSpacing = [_decimal(scan.pixel)] * 2
+    dataset.BitsAllocated = 16
+    dataset.BitsStored, dataset.HighBit = (16, 15) if encoding.signed else (12, 11)
+    dataset.PixelRepresentation = int(encoding.signed)
+    dataset.WindowCenter, dataset.WindowWidth = encoding.level, encoding.width
+    dataset.RescaleIntercept, dataset.RescaleSlope = str(encoding.intercept), "1"
+    dataset.PixelData = stored.astype("<i2" if encoding.signed else "<u2").tobytes()

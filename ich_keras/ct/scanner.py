@@ -5,14 +5,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from ich_keras.ct.anatomy import AIR, Head
 from ich_keras.ct.brain import head_hu
-from ich_keras.ct.geometry import Grid
+from ich_keras.ct.geometry import Array, Grid
 from ich_keras.ct.lesions import Lesion
-
-Array = NDArray[np.float32]
 
 SIZE = 512
 COARSE = 256
@@ -46,12 +43,13 @@ def random_scan(rng: np.random.Generator, thickness: float = 5.0) -> Scan:
     """Draws a study's acquisition."""
     first = rng.uniform(-76, -52)
     last = rng.uniform(82, 96)
+    turn, lean, nod = np.radians(rng.normal(0, (5, 3, 5)))
     return Scan(
         pixel=float(rng.choice([0.488281, 0.488281, 0.449219, 0.430664, 0.468750, 0.507812])),
         thickness=thickness,
         first=first,
         slices=round((last - first) / thickness) + 1,
-        rotation=tuple(float(v) for v in np.radians(rng.normal(0, (5, 3, 5)))),
+        rotation=(float(turn), float(lean), float(nod)),
         offset=(float(rng.normal(0, 6)), float(rng.normal(-2, 7))),
         gantry_tilt=float(np.radians(rng.choice([0.0, 0.0, -24.0, -22.0, -17.5]))),
         noise=float(np.clip(rng.normal(3.1, 0.8), 1.8, 5.5)),
@@ -97,7 +95,7 @@ def head_holder(scan: Scan) -> Array | None:
 def _noise(rng: np.random.Generator, scan: Scan) -> Array:
     """Unit noise, float32 [512, 512], correlated as a soft kernel leaves it."""
     white = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    fine = cv2.GaussianBlur(white, (7, 7), scan.sharpness)
+    fine: Array = cv2.GaussianBlur(white, (7, 7), scan.sharpness)
     quarter = cv2.resize(fine, (SIZE // 4, SIZE // 4), interpolation=cv2.INTER_AREA)
     fine -= 0.8 * cv2.resize(cv2.GaussianBlur(quarter, (5, 5), 1.0), (SIZE, SIZE))
     return fine * np.float32(1 / fine[::4, ::4].std())
@@ -148,7 +146,7 @@ def scan_slice(
         coarse += holder * np.float32(scan.holder_hu - AIR)
     np.maximum(coarse[part], tissue.hu.mean(axis=0), out=coarse[part])
     _add_artefacts(scan, coarse, 0.5 * (points.low + points.high))
-    hu = cv2.resize(coarse, (SIZE, SIZE))
+    hu: Array = cv2.resize(coarse, (SIZE, SIZE))
     noise = scan.noise * math.sqrt(5 / scan.thickness) * (1.25 if points.low < -25 else 1.0)
     hu += _noise(np.random.default_rng((scan.seed, index)), scan) * np.float32(noise)
 
@@ -164,7 +162,7 @@ def scan_slice(
 
 
 def _add_artefacts(scan: Scan, coarse: Array, z: float) -> None:
-    """Beam hardening makes brain brighter along the skull and darkens bands between dense bones; metal streaks."""
+    """Beam hardening, bright along the skull and dark between dense bones, and streaks from metal."""
     dense = np.clip(coarse - 300, 0, 1200)
     if dense.max() <= 0:
         return
@@ -182,4 +180,4 @@ def _add_artefacts(scan: Scan, coarse: Array, z: float) -> None:
         coarse += (
             np.sin(angle * 9 + 1) * np.sin(angle * 23) * np.float32(scan.metal[2] * 40) / r * (coarse > -300)
         )
-        coarse[r < 6.5] = 3000
+        coarse[r < 6.5] = 9000
