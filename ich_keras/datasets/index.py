@@ -3,14 +3,17 @@
 `python -m ich_keras.datasets.index --data DIR` builds it; `--check` adds the report of `datasets.doctor`.
 """
 
+import argparse
 import errno
 import hashlib
 import json
 import logging
 import os
 import stat
+import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +26,7 @@ from ich_keras.ct.elements import open_regular
 from ich_keras.datasets import archive as archives
 from ich_keras.datasets.headers import Problem, read_headers, read_member_headers
 from ich_keras.datasets.rsna_labels import LabelTable, read_labels
-from ich_keras.errors import InputError
+from ich_keras.errors import EXIT_DONE, EXIT_SOME_FAILED, InputError, report
 from ich_keras.files import fingerprint, sha256_of_file, whole_folder, write_json
 from ich_keras.labels import LABELS, SUBTYPES
 
@@ -99,15 +102,7 @@ def load_index(data: str | os.PathLike[str], *, workers: int | None = None, rebu
         InputError: no-data, bad-labels, conflicting-labels.
     """
     data = Path(data)
-    if data.suffix.lower() == ".zip" and data.is_file():
-        layout, entries = None, []
-        status = data.stat()
-        state = fingerprint([VERSION, "zip", status.st_size, status.st_mtime_ns])
-    else:
-        layout = _find_layout(data)
-        entries = _list_files(layout.root / layout.images)
-        state = _state(layout, entries)
-
+    layout, entries, state = _survey(data)
     if not rebuild:
         for folder in (_beside(data), _cache(data)):
             index = _load(folder, data, state)
@@ -116,6 +111,40 @@ def load_index(data: str | os.PathLike[str], *, workers: int | None = None, rebu
     index = _build(layout or _find_layout_in_archive(data), entries, workers)
     _save(index, data, state)
     return index
+
+
+def leave_out(data: str | os.PathLike[str], index: Index, rejected: pd.DataFrame) -> Index:
+    """The index without slices that turned out to be unusable, kept in place of the old one.
+
+    Args:
+        data: what `load_index` was given.
+        index: what it returned.
+        rejected: columns position (in `index.rows`), reason and detail.
+    """
+    positions = rejected["position"].to_numpy(np.int64)
+    rows = index.rows.drop(index=positions.tolist()).reset_index(drop=True)
+    more = pd.DataFrame(
+        {
+            "reason": rejected["reason"].to_numpy(),
+            "item": index.rows["path"].take(positions).to_numpy(),
+            "detail": rejected["detail"].to_numpy(),
+        },
+        dtype=str,
+    )
+    problems = pd.concat([index.problems, more]).sort_values(["reason", "item", "detail"], ignore_index=True)
+    index = replace(index, rows=rows, problems=problems, fingerprint=_fingerprint(rows))
+    _save(index, Path(data), _survey(Path(data))[2])
+    return index
+
+
+def _survey(data: Path) -> tuple["_Layout | None", list["_Entry"], str]:
+    """Where the data are, the files there (an archive is not listed yet), and what an index is valid for."""
+    if data.suffix.lower() == ".zip" and data.is_file():
+        status = data.stat()
+        return None, [], fingerprint([VERSION, "zip", status.st_size, status.st_mtime_ns])
+    layout = _find_layout(data)
+    entries = _list_files(layout.root / layout.images)
+    return layout, entries, _state(layout, entries)
 
 
 def index_folder(data: str | os.PathLike[str]) -> Path:
@@ -359,3 +388,31 @@ def _load(folder: Path, data: Path, state: str) -> Index | None:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         log.warning("the index in %s is damaged and is built anew", folder)
         return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Builds a data set's index, and with `--check` examines every slice and reports."""
+    parser = argparse.ArgumentParser(prog="python -m ich_keras.datasets.index", description=main.__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="Kaggle's folder, or its zip archive")
+    parser.add_argument("--check", action="store_true", help="examine every slice and write a report")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: beside the index)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--rebuild", action="store_true", help="read every header again")
+    arguments = parser.parse_args(argv)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise InputError("bad-argument", f"--workers must be 1 or more, received {arguments.workers}")
+    logging.basicConfig(format="%(message)s")
+    if arguments.check:
+        from ich_keras.datasets import doctor
+
+        return doctor.check(
+            arguments.data, arguments.out, workers=arguments.workers, rebuild=arguments.rebuild
+        )
+    index = load_index(arguments.data, workers=arguments.workers, rebuild=arguments.rebuild)
+    left_out = int((index.problems["reason"] != "label-mismatch").sum())
+    print(f"{len(index.rows):,} slices in the index, {left_out:,} problems")
+    return EXIT_SOME_FAILED if left_out else EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(report(main))

@@ -58,7 +58,7 @@ def file_bytes(dataset: Dataset) -> bytes:
 
 @pytest.fixture(scope="session")
 def slice_file() -> Callable[..., io.BytesIO]:
-    """slice_file(stored, syntax=..., code_stream=..., Keyword=value, None for without) -> a file in memory."""
+    """slice_file(stored, syntax=..., code_stream=..., Keyword=value, None: without) -> a file in memory."""
 
     def make(
         stored: np.ndarray,

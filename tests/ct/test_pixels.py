@@ -1,7 +1,8 @@
-"""Compressed pixels: against the originals where the syntax is lossless, else against pydicom's other decoders.
+"""Compressed pixels: against the originals where the syntax is lossless, else against pydicom's decoders.
 
-Encoders: pydicom writes RLE and the native syntaxes, libjpeg-turbo (imagecodecs) JPEG, OpenJPEG (pylibjpeg) JPEG 2000,
-CharLS (pyjpegls) JPEG-LS, OpenJPH (imagecodecs) HTJ2K. pydicom decodes with GDCM, pylibjpeg's OpenJPEG and pyjpegls.
+Encoders: pydicom writes RLE and the native syntaxes, libjpeg-turbo (imagecodecs) JPEG, OpenJPEG (pylibjpeg)
+JPEG 2000, CharLS (pyjpegls) JPEG-LS, OpenJPH (imagecodecs) HTJ2K. pydicom decodes with GDCM, pylibjpeg's
+OpenJPEG and pyjpegls.
 """
 
 import io
@@ -145,7 +146,6 @@ def test_lossy_jpeg_is_near_the_original(slice_file, head, bits):
     file = slice_file(stored, syntax=syntax, code_stream=code_stream, BitsStored=bits, HighBit=bits - 1)
     hu = read_hu(file)
     assert np.abs(hu - (stored.astype(float) - 1024)).max() <= 8
-    assert 0 < np.abs(hu - (stored.astype(float) - 1024)).max()
     if bits == 8:
         file.seek(0)
         other = pydicom.dcmread(file).pixel_array.astype(float)
