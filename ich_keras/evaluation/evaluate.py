@@ -1,6 +1,8 @@
-"""Predictions and labels in; predictions.csv, metrics.json and report.md out."""
+"""Predictions and labels in; predictions.csv, metrics.json, calibration.json and the reports out."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,46 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ich_keras.errors import InputError
-from ich_keras.evaluation import metrics, tables
+from ich_keras.evaluation import bootstrap, calibration, metrics, subgroups, tables
 from ich_keras.evaluation.predictions import Frames, check_labels, check_predictions, match, merge_groups
+from ich_keras.evaluation.studies import Studies, group_studies
 from ich_keras.files import whole_file, write_json
 from ich_keras.labels import ARMS, LABELS
 
-SYNTHETIC = "SYNTHETIC DATA: phantoms, not patients. No number here says anything about real head CT."
-SMALL = "Small arms, not in the paper: printed beside the paper's numbers to show the layout, not to compare."
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, int | str]
+"""A model and a fold."""
+
+
+@dataclass
+class Evaluation:
+    """Everything the outputs are made of."""
+
+    frames: Frames
+    labels: pd.DataFrame
+    positions: dict[Key, np.ndarray]
+    results: dict[str, dict[int | str, dict[str, Any]]]
+    document: dict[str, Any]
+    fitted: dict[Key, dict[str, Any]] = field(default_factory=dict)
+
+    def arrays(self, key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """Truth bool `[n, 6]` and probabilities float64 `[n, 6]` of one model and fold, row by row."""
+        truth = self.labels[list(LABELS)].to_numpy(bool)[self.positions[key]]
+        return truth, self.frames[key[0]][key[1]][list(LABELS)].to_numpy(np.float64)
+
+    def column(self, key: Key, name: str) -> np.ndarray:
+        """`patient` or `study` of each row of one model and fold."""
+        return self.labels[name].to_numpy(object)[self.positions[key]]
+
+    @property
+    def shown(self) -> Key:
+        """The headline model's fold whose accuracy is nearest the mean: the one whose curves are drawn."""
+        model = self.document["model"]
+        folds = self.results[model]
+        accuracy = {fold: r["averages"]["micro_any6"]["accuracy"] or 0.0 for fold, r in folds.items()}
+        mean = sum(accuracy.values()) / len(accuracy)
+        return model, min(accuracy, key=lambda fold: abs(accuracy[fold] - mean))
 
 
 def evaluate_predictions(
@@ -27,6 +62,16 @@ def evaluate_predictions(
     test_set: str | None = None,
     context: Mapping[str, Any] | None = None,
     threshold: float = 0.5,
+    resamples: int = bootstrap.RESAMPLES,
+    seed: int = 0,
+    validation: Frames | None = None,
+    validation_labels: pd.DataFrame | None = None,
+    details: pd.DataFrame | None = None,
+    leakage: Sequence[Mapping[str, Any]] = (),
+    protocols: Mapping[str, Mapping[str, Any]] | None = None,
+    image: Callable[[str], np.ndarray] | None = None,
+    blocks: Mapping[str, Any] | None = None,
+    html: bool = True,
 ) -> dict[str, Any]:
     """Evaluates every model and fold and writes the results.
 
@@ -38,14 +83,27 @@ def evaluate_predictions(
         out: folder to write to, made if missing. Each file is written whole or not at all.
         test_set: "full" or "balanced" where the slices are one of the paper's test sets.
         context: what is printed and stored with the numbers. Keys that are used: `synthetic` (bool),
-            `protocol`, `leakage` (one sentence), `notes` (sentences). Everything is stored.
+            `protocol`, `leakage` (one sentence), `notes` (sentences), `runs` (the contents of each run.json),
+            `counts` (slices with each label in the training set). Everything is stored.
         threshold: a slice is called positive at this probability or above.
+        resamples: resamples of the patients for intervals; 0 for none.
+        seed: of the resamples.
+        validation: predictions of each fold's validation slices, same models and folds, for operating points
+            and calibration; models and folds without are left as they are.
+        validation_labels: labels of those slices.
+        details: rows of the index, for subgroups: see `subgroups.groupings`.
+        leakage: counts by protocol: see `leakage.leakage_table`.
+        protocols: metrics.json of the other protocol's evaluation, by protocol, to stand beside this one.
+        image: gives a slice's uint8 `[h, w, 3]` or `[h, w]` image by its id, for the worst errors.
+        blocks: `{"columns": {title: [(block, shape), ...]}, "joined": [...]}` for Figures 6 and 7: see
+            `figures.blocks`.
+        html: whether to write report.html.
 
     Returns:
         What metrics.json holds.
 
     Raises:
-        InputError: a table can't be used; see `predictions`.
+        InputError: a table can't be used, see `predictions`; or validation and evaluated slices overlap.
     """
     if not frames or not all(frames.values()):
         raise InputError("bad-predictions", "no predictions; expected at least one model with one fold.")
@@ -58,23 +116,135 @@ def evaluate_predictions(
     }
     labels = merge_groups(checked, check_labels(labels))
     positions = match(checked, labels)
-    truth = labels[list(LABELS)].to_numpy(bool)
-
-    results = {
-        model: {
-            fold: metrics.evaluate(
-                truth[positions[model, fold]], frame[list(LABELS)].to_numpy(np.float64), threshold
-            )
-            for fold, frame in folds.items()
+    evaluation = Evaluation(checked, labels, positions, {}, {})
+    for model, folds in checked.items():
+        evaluation.results[model] = {
+            fold: metrics.evaluate(*evaluation.arrays((model, fold)), threshold) for fold in folds
         }
-        for model, folds in checked.items()
+    grouped = {key: _studies(evaluation, key) for key in positions}
+    for key in positions:
+        evaluation.results[key[0]][key[1]]["study"] = _study_result(grouped[key], threshold)
+    fit_operating_points(evaluation, validation or {}, validation_labels)
+    drawn, weights, clusters = _resample(evaluation, grouped, threshold, resamples, seed)
+    evaluation.document = build_document(evaluation, test_set, context)
+    if drawn:
+        add_intervals(evaluation.document, drawn, clusters, resamples, seed)
+    add_subgroups(evaluation, details, threshold, weights, clusters)
+    evaluation.document["leakage"] = [dict(count) for count in leakage]
+    evaluation.document["protocols"] = _protocols(evaluation.document, protocols or {})
+
+    out = Path(out)
+    write_predictions(out / "predictions.csv", checked, bool(context.get("synthetic")))
+    if evaluation.fitted:
+        write_json(out / "calibration.json", _fitted_document(evaluation))
+    # Imported here, since drawing takes a second to load and metrics alone do not need it.
+    from ich_keras.evaluation import report
+
+    with whole_file(out / "report.md") as temporary:
+        temporary.write_text(report.markdown(evaluation), encoding="utf-8")
+    if html:
+        with whole_file(out / "report.html") as temporary:
+            temporary.write_text(report.html(evaluation, image=image, blocks=blocks), encoding="utf-8")
+    write_json(out / "metrics.json", evaluation.document)
+    return evaluation.document
+
+
+def _studies(evaluation: Evaluation, key: Key) -> Studies:
+    truth, probability = evaluation.arrays(key)
+    study, patient = evaluation.column(key, "study"), evaluation.column(key, "patient")
+    return group_studies(study, patient, truth, probability)
+
+
+def _study_result(grouped: Studies, threshold: float) -> dict[str, Any] | None:
+    if not len(grouped.study):
+        return None
+    result: dict[str, Any] = {
+        "studies": len(grouped.study),
+        "slices": int(grouped.slices.sum()),
+        "median_slices": float(np.median(grouped.slices)),
     }
-    document = build_document(results, test_set, context)
-    write_predictions(Path(out) / "predictions.csv", checked)
-    write_json(Path(out) / "metrics.json", document)
-    with whole_file(Path(out) / "report.md") as temporary:
-        temporary.write_text(markdown_report(document, results, test_set), encoding="utf-8")
-    return document
+    for name, score in grouped.score.items():
+        result[name] = metrics.evaluate(grouped.truth, score, threshold)
+    return result
+
+
+def fit_operating_points(
+    evaluation: Evaluation, validation: Frames, validation_labels: pd.DataFrame | None
+) -> None:
+    """Fits on each fold's validation predictions and adds `operating_points` and `calibration` to its "
+    "result."""
+    if not validation:
+        return
+    if validation_labels is None:
+        raise InputError("bad-predictions", "validation predictions without validation labels; give both.")
+    known = check_labels(validation_labels, "validation labels")
+    for model, folds in evaluation.frames.items():
+        for fold, frame in folds.items():
+            if fold not in validation.get(model, {}):
+                continue
+            key = model, fold
+            table = check_predictions(validation[model][fold], f"validation, model {model}, fold {fold}")
+            fitted = calibration.fit(table, known, frame)
+            truth, probability = evaluation.arrays(key)
+            points = {}
+            for name, thresholds in fitted["thresholds"].items():
+                found = metrics.evaluate(truth, probability, thresholds)
+                rates = {
+                    label: {"threshold": t, **{rate: values[rate] for rate in metrics.RATES}}
+                    for t, (label, values) in zip(thresholds, found["labels"].items(), strict=True)
+                }
+                points[name] = {"labels": rates, "micro_any6": found["averages"]["micro_any6"]}
+            result = evaluation.results[model][fold]
+            result["operating_points"] = points
+            result["calibration"] = _summary(calibration.compare(truth, probability, fitted))
+            evaluation.fitted[key] = fitted
+
+
+def _summary(compared: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {
+            "labels": {k: {m: v[m] for m in ("ece", "brier")} for k, v in values["labels"].items()},
+            "weighted_log_loss": values["weighted_log_loss"],
+        }
+        for name, values in compared.items()
+    }
+
+
+def _fitted_document(evaluation: Evaluation) -> dict[str, Any]:
+    models: dict[str, Any] = {}
+    for (model, fold), fitted in evaluation.fitted.items():
+        models.setdefault(model, {})[str(fold)] = fitted
+    return {
+        "synthetic": evaluation.document["synthetic"],
+        "labels": list(LABELS),
+        "models": models,
+    }
+
+
+Drawn = dict[Key, dict[str, bootstrap.Replicates]]
+
+
+def _resample(
+    evaluation: Evaluation, grouped: Mapping[Key, Studies], threshold: float, resamples: int, seed: int
+) -> tuple[Drawn, np.ndarray | None, bootstrap.Clusters]:
+    clusters = bootstrap.clusters(evaluation.labels["patient"].to_numpy(object))
+    if not resamples or clusters.count < 2:
+        return {}, None, clusters
+    weights = bootstrap.draw(clusters.count, resamples, seed)
+    # One draw for slices and studies, models and folds: differences between them are paired.
+    first = pd.Series(clusters.codes).groupby(evaluation.labels["study"].to_numpy(object)).first()
+    drawn: Drawn = {}
+    for key, at in evaluation.positions.items():
+        logger.info("intervals: model %s, fold %s", *key)
+        truth, probability = evaluation.arrays(key)
+        found = {"slice": bootstrap.replicates(truth, probability, clusters.codes[at], weights, threshold)}
+        studies = grouped[key]
+        if len(studies.study):
+            codes = first.loc[studies.study].to_numpy()
+            for name, score in studies.score.items():
+                found[name] = bootstrap.replicates(studies.truth, score, codes, weights, threshold)
+        drawn[key] = found
+    return drawn, weights, clusters
 
 
 def headline(models: Mapping[str, Any]) -> str:
@@ -83,101 +253,127 @@ def headline(models: Mapping[str, Any]) -> str:
 
 
 def build_document(
-    results: Mapping[str, Mapping[int | str, dict[str, Any]]],
-    test_set: str | None,
-    context: Mapping[str, Any],
+    evaluation: Evaluation, test_set: str | None, context: Mapping[str, Any]
 ) -> dict[str, Any]:
     """metrics.json: the headline model's mean over folds on top, then every model and fold."""
-    names = list(results)
-    models = {
-        name: {
+    names = list(evaluation.results)
+    models: dict[str, Any] = {}
+    for name, folds in evaluation.results.items():
+        arms = arms_of(name, names)
+        models[name] = {
             "title": tables.model_title(name, names),
-            "in_paper": all(ARMS[arm].in_paper for arm in arms_of(name, names))
-            if arms_of(name, names)
-            else None,
+            "in_paper": all(ARMS[arm].in_paper for arm in arms) if arms else None,
             "folds": {str(fold): result for fold, result in folds.items()},
             "mean": metrics.mean_over_folds(list(folds.values())),
         }
-        for name, folds in results.items()
-    }
-    top = headline(results)
+    top = headline(models)
+    labels = evaluation.labels
     return {
         "model": top,
         "title": models[top]["title"],
         "test_set": test_set,
         "synthetic": bool(context.get("synthetic", False)),
-        **models[top]["mean"],  # type: ignore[dict-item]
+        "patients": len(set(labels["patient"]) - {""}),
+        **models[top]["mean"],
         "models": models,
         "context": dict(context),
     }
 
 
-def arms_of(name: str, models: list[str]) -> list[str]:
+def arms_of(name: str, models: Sequence[str]) -> list[str]:
     """The registered arms a model is made of; none where that is not known."""
     if name in ARMS:
         return [name]
     return [model for model in models if model in ARMS] if name == "hybrid" else []
 
 
-def write_predictions(path: Path, frames: Frames) -> None:
-    """All predictions in one long table: model, fold, id, patient, study and six probabilities."""
+def add_intervals(
+    document: dict[str, Any], drawn: Drawn, clusters: bootstrap.Clusters, resamples: int, seed: int
+) -> None:
+    """Adds `intervals` to each fold, each mean and the top, and `differences` of the headline from the "
+    "others."""
+    method = {
+        "level": bootstrap.LEVEL,
+        "resamples": resamples,
+        "seed": seed,
+        **clusters.describe(),
+        "method": "percentile bootstrap; None where a twentieth of the resamples or more is undefined",
+    }
+    means: dict[str, dict[str, bootstrap.Replicates]] = {}
+    for model, entry in document["models"].items():
+        folds = [found for (name, _), found in drawn.items() if name == model]
+        levels = [level for level in folds[0] if all(level in found for found in folds)]
+        means[model] = {
+            level: bootstrap.mean_over_folds([found[level] for found in folds]) for level in levels
+        }
+        for (name, fold), found in drawn.items():
+            if name == model:
+                entry["folds"][str(fold)]["intervals"] = _nested(found)
+        entry["mean"] = {**entry["mean"], "intervals": _nested(means[model])}
+    top = document["model"]
+    document["intervals"] = {**method, **_nested(means[top])}
+    document["differences"] = {
+        model: {level: bootstrap.difference(means[top][level], means[model][level]) for level in means[top]}
+        for model in means
+        if model != top and set(means[top]) <= set(means[model])
+    }
+
+
+def _nested(found: Mapping[str, bootstrap.Replicates]) -> dict[str, Any]:
+    studies = {level: bootstrap.intervals(drawn) for level, drawn in found.items() if level != "slice"}
+    return {**bootstrap.intervals(found["slice"]), **({"study": studies} if studies else {})}
+
+
+def add_subgroups(
+    evaluation: Evaluation,
+    details: pd.DataFrame | None,
+    threshold: float,
+    weights: np.ndarray | None,
+    clusters: bootstrap.Clusters,
+) -> None:
+    """Adds `subgroups` of the shown fold."""
+    key = evaluation.shown
+    at = evaluation.positions[key]
+    here = evaluation.labels.iloc[at].reset_index(drop=True)
+    truth, probability = evaluation.arrays(key)
+    evaluation.document["subgroups"] = {
+        "model": key[0],
+        "fold": str(key[1]),
+        "groups": subgroups.evaluate_groups(
+            subgroups.groupings(here, details),
+            truth,
+            probability,
+            here["patient"].to_numpy(object),
+            threshold,
+            weights,
+            clusters.codes[at],
+        ),
+    }
+
+
+def _protocols(document: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    if not others:
+        return {}
+    own = document["context"].get("protocol") or "this evaluation"
+    kept = ("title", "averages", "labels", "intervals")
+    return {name: {key: found.get(key) for key in kept} for name, found in {own: document, **others}.items()}
+
+
+def write_predictions(path: Path, frames: Frames, synthetic: bool) -> None:
+    """All predictions in one long table: model, fold, id, patient, study and six probabilities.
+
+    Of phantoms it has one more column, `synthetic`, that is 1 throughout.
+    """
     parts = [
         frame.assign(model=model, fold=str(fold))
         for model, folds in frames.items()
         for fold, frame in folds.items()
     ]
-    table = pa.Table.from_pandas(pd.concat(parts, ignore_index=True), preserve_index=False)
-    table = table.select(["model", "fold", "id", "patient", "study", *LABELS])
+    columns = ["model", "fold", "id", "patient", "study", *LABELS]
+    whole = pd.concat(parts, ignore_index=True)
+    if synthetic:
+        whole["synthetic"] = 1
+        columns.append("synthetic")
+    table = pa.Table.from_pandas(whole, preserve_index=False).select(columns)
     with whole_file(path) as temporary:
         csv.write_csv(table, temporary, csv.WriteOptions(quoting_style="needed"))
-
-
-def warnings_of(document: Mapping[str, Any]) -> list[str]:
-    """What must stand on top of every output."""
-    lines = [SYNTHETIC] if document["synthetic"] else []
-    if any(model["in_paper"] is False for model in document["models"].values()):
-        lines.append(SMALL)
-    return lines
-
-
-def result_tables(
-    document: Mapping[str, Any],
-    results: Mapping[str, Mapping[int | str, Mapping[str, Any]]],
-    test_set: str | None,
-) -> list[tables.Table]:
-    """The tables of the report, in order."""
-    top = document["model"]
-    mean, title = document["models"][top]["mean"], document["title"]
-    listed = [tables.table_1(results, test_set)]
-    if test_set and tables.paper_row(top) == "hybrid":
-        listed.append(tables.text_table(mean, title, test_set))
-    listed.append(
-        tables.confusion_table(mean, title, test_set if tables.paper_row(top) == "hybrid" else None)
-    )
-    for model in document["models"].values():
-        listed.append(tables.label_table(model["mean"], model["title"]))
-    listed.append(tables.average_table(mean, title))
-    return listed
-
-
-def markdown_report(
-    document: Mapping[str, Any],
-    results: Mapping[str, Mapping[int | str, Mapping[str, Any]]],
-    test_set: str | None,
-) -> str:
-    context = document["context"]
-    lines = ["# Evaluation", ""]
-    lines += [f"> **{warning}**\n" for warning in warnings_of(document)]
-    lines.append(
-        f"{tables.TEST_TITLES.get(test_set or '', 'Test set')}: {document['n']:,} slices, threshold "
-        f"{document['threshold']}, weighted log loss {document['weighted_log_loss']:.4f} "
-        f"({document['clipped_probabilities']:,} probabilities clipped at {metrics.CLIP:g})."
-    )
-    lines.append("")
-    for key in ("protocol", "leakage"):
-        if context.get(key):
-            lines.append(f"{key.capitalize()}: {context[key]}\n")
-    lines += [f"{note}\n" for note in context.get("notes", ())]
-    lines.append("Not a medical device. For research only.\n")
-    lines += [table.markdown() for table in result_tables(document, results, test_set)]
-    return "\n".join(lines)

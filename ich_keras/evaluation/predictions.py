@@ -199,6 +199,14 @@ def read_predictions(path: str | os.PathLike[str]) -> dict[str, dict[int | str, 
     return frames
 
 
+def says_synthetic(path: str | os.PathLike[str]) -> bool:
+    """Whether a table of predictions says that its slices are phantoms, as our own tables of phantoms do."""
+    frame = _read(path, "bad-predictions")
+    return "synthetic" in frame.columns and bool(
+        (pd.to_numeric(frame["synthetic"], errors="coerce") == 1).any()
+    )
+
+
 def match(frames: Frames, labels: pd.DataFrame) -> dict[tuple[str, int | str], np.ndarray]:
     """Finds each prediction's row of labels.
 

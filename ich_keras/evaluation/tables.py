@@ -29,7 +29,14 @@ class Compare(NamedTuple):
         return None if self.paper is None or self.ours is None else self.ours - self.paper
 
 
-Cell = Compare | float | int | str | None
+class Interval(NamedTuple):
+    """A cell with a value and its 95% interval, which may be undefined or not asked for."""
+
+    value: float | None
+    span: Sequence[float] | None
+
+
+Cell = Compare | Interval | float | int | str | None
 
 
 @dataclass(frozen=True)
@@ -63,42 +70,51 @@ class Table:
         return {"title": self.title, "header": list(self.header), "rows": cells, "notes": list(self.notes)}
 
 
-def number_text(value: float | int | str | None, sign: bool = False) -> str:
+def number_text(value: float | int | str | None, sign: bool = False, decimals: int = 4) -> str:
     """Four decimals for a fraction, thousands separated in a count, a dash for what is undefined."""
     if value is None:
         return "–"
     if isinstance(value, str):
         return value
     if isinstance(value, int) or (float(value).is_integer() and abs(value) > 1):
-        return f"{value:+,.0f}" if sign else f"{value:,.0f}"
-    if abs(value) > 1:
-        return f"{value:+,.1f}" if sign else f"{value:,.1f}"
-    text = f"{value:+.4f}" if sign else f"{value:.4f}"
-    return "0.0000" if text in ("+0.0000", "-0.0000") else text.replace("-", "−")
+        digits = 0
+    else:
+        digits = 1 if abs(value) > 1 else decimals
+    if sign and float(f"{value:.{digits}f}") == 0:
+        return f"{0:.{digits}f}"
+    return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
 
 
 def cell_text(cell: Cell) -> str:
     if isinstance(cell, Compare):
         parts = number_text(cell.paper), number_text(cell.ours), number_text(cell.difference, sign=True)
         return " \\| ".join(parts)
+    if isinstance(cell, Interval):
+        return number_text(cell.value) + (f" ({span_text(cell.span)})" if cell.span else "")
     return number_text(cell)
 
 
-def model_title(name: str, models: Sequence[str] = ()) -> str:
+def span_text(span: Sequence[float]) -> str:
+    """`0.9000 to 0.9500`."""
+    return f"{number_text(span[0])} to {number_text(span[1])}"
+
+
+def model_title(name: str, models: Sequence[str] = (), long: bool = True) -> str:
     """What a model is called in print; small arms say that they are not in the paper.
 
     Args:
         name: an arm's name, "hybrid", or anything.
         models: all names evaluated together: a hybrid is named by its arms among them.
+        long: whether a hybrid names its arms.
     """
     if name in ARMS:
         return ARMS[name].title
     if name != "hybrid":
         return name
-    arms = [model for model in models if model in ARMS]
-    title = "Hybrid" + (f" of {' and '.join(arms)}" if arms else "")
-    small = any(not ARMS[arm].in_paper for arm in arms)
-    return f"{title} (small, not in the paper)" if small else title
+    arms = [ARMS[model] for model in models if model in ARMS]
+    plain = [arm.title if arm.in_paper else arm.name for arm in arms]
+    title = f"Hybrid of {' and '.join(plain)}" if long and arms else "Hybrid"
+    return title if all(arm.in_paper for arm in arms) else f"{title} (small, not in the paper)"
 
 
 def paper_row(name: str) -> str | None:
@@ -121,7 +137,7 @@ def table_1(folds: Mapping[str, Mapping[int | str, Mapping[str, Any]]], test_set
     rows: list[list[Cell]] = []
     names = list(folds)
     for name, results in folds.items():
-        title = model_title(name, names)
+        title = model_title(name, names, long=False)
         row = paper_row(name) if test_set == "full" else None
         theirs = paper.TABLE_1[row] if row else {}
         ours = {
@@ -230,32 +246,3 @@ def _paper_matrix(source: Mapping[str, paper.Matrix] | None, name: str) -> Confu
     matrix = source["non-hemorrhage" if name == "any" else name]
     printed = Confusion(tp=matrix.tp, fp=matrix.fp, tn=matrix.tn, fn=matrix.fn)
     return printed.of_absence() if name == "any" else printed
-
-
-def label_table(result: Mapping[str, Any], title: str) -> Table:
-    """Every measure of each label."""
-    measures = (
-        "accuracy",
-        "sensitivity",
-        "specificity",
-        "precision",
-        "f1",
-        "auc",
-        "average_precision",
-        "brier",
-    )
-    header = ["Label", "Accuracy", "Sensitivity", "Specificity", "Precision", "F1", "AUC", "AP", "Brier"]
-    rows = [[label, *(values[m] for m in measures)] for label, values in result["labels"].items()]
-    undefined = [
-        f"{label} {measure}: {why}"
-        for label, values in result["labels"].items()
-        for measure, why in values.get("undefined", {}).items()
-    ]
-    notes = [f"Undefined: {'; '.join(undefined)}."] if undefined else []
-    return Table(f"Each label, {title}", header, rows, notes)
-
-
-def average_table(result: Mapping[str, Any], title: str) -> Table:
-    """The six averagings."""
-    rows = [[name, *(values[m] for m in paper.MEASURES)] for name, values in result["averages"].items()]
-    return Table(f"Averages, {title}", ["Averaging", *MEASURE_TITLES.values()], rows)

@@ -1,24 +1,29 @@
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import recall_score, roc_auc_score
 
 from ich_keras.errors import InputError
+from ich_keras.evaluation import bootstrap, metrics
+from ich_keras.evaluation.command import evaluate_files
 from ich_keras.evaluation.evaluate import evaluate_predictions
 from ich_keras.evaluation.predictions import read_predictions
 from ich_keras.labels import LABELS
 
+QUICK = {"resamples": 0, "html": False}
 
-@pytest.fixture
-def labels(rng):
-    truth = rng.random((300, 6)) < 0.2
+
+def make_labels(rng, n=300, prefix="ID_"):
+    truth = rng.random((n, 6)) < 0.04
     truth[:, 5] = truth[:, :5].any(axis=1)
-    frame = pd.DataFrame({"id": [f"ID_{k:04}" for k in range(300)]})
-    frame["patient"] = [f"ID_p{k // 6}" for k in range(300)]
-    frame["study"] = [f"ID_s{k // 6}" for k in range(300)]
+    frame = pd.DataFrame({"id": [f"{prefix}{k:04}" for k in range(n)]})
+    frame["patient"] = [f"{prefix}p{k // 6}" for k in range(n)]
+    frame["study"] = [f"{prefix}s{k // 6}" for k in range(n)]
     frame[list(LABELS)] = truth.astype(np.int8)
     return frame
 
@@ -28,14 +33,19 @@ def rng():
     return np.random.default_rng(7)
 
 
-def simulate(rng, labels, signal=2.0):
+@pytest.fixture
+def labels(rng):
+    return make_labels(rng)
+
+
+def simulate(rng, labels, signal=1.5):
     logits = signal * (2 * labels[list(LABELS)].to_numpy() - 1) + rng.normal(size=(len(labels), 6))
     frame = labels[["id", "patient", "study"]].copy()
     frame[list(LABELS)] = 1 / (1 + np.exp(-logits))
     return frame
 
 
-def paper_frames(rng, labels, arms=("efficientnetb3", "inceptionresnetv2"), folds=(0, 1)):
+def make_frames(rng, labels, arms=("efficientnetb3", "inceptionresnetv2"), folds=(0, 1)):
     frames = {arm: {k: simulate(rng, labels) for k in folds} for arm in arms}
     frames["hybrid"] = {}
     for k in folds:
@@ -45,14 +55,17 @@ def paper_frames(rng, labels, arms=("efficientnetb3", "inceptionresnetv2"), fold
     return frames
 
 
-def test_writes_three_files(rng, labels, tmp_path):
-    frames = paper_frames(rng, labels)
-    document = evaluate_predictions(frames, labels, tmp_path, test_set="full", context={"protocol": "paper"})
-    assert {"metrics.json", "predictions.csv", "report.md"} <= {p.name for p in tmp_path.iterdir()}
+def test_writes_the_outputs(rng, labels, tmp_path):
+    frames = make_frames(rng, labels)
+    context = {"protocol": "paper"}
+    document = evaluate_predictions(frames, labels, tmp_path, test_set="full", context=context, resamples=50)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"metrics.json", "predictions.csv", "report.md", "report.html"}
     read = json.loads((tmp_path / "metrics.json").read_text())
     assert read == json.loads(json.dumps(document))
     assert read["model"] == "hybrid"
     assert read["n"] == 300
+    assert read["patients"] == 50
     assert list(read["models"]) == ["efficientnetb3", "inceptionresnetv2", "hybrid"]
     assert list(read["models"]["hybrid"]["folds"]) == ["0", "1"]
     expected = roc_auc_score(labels["any"], frames["hybrid"][1]["any"])
@@ -66,9 +79,95 @@ def test_writes_three_files(rng, labels, tmp_path):
     assert "not in the paper" not in report
 
 
+def test_structure_of_metrics_json(rng, labels, tmp_path):
+    frames = {"mine": {"all": simulate(rng, labels)}}
+    document = evaluate_predictions(frames, labels, tmp_path, resamples=20, html=False)
+    assert {"n", "threshold", "labels", "averages", "weighted_log_loss", "intervals", "study"} <= set(
+        document
+    )
+    assert set(document["averages"]) == set(metrics.AVERAGES)
+    counted = {"tp", "fp", "tn", "fn", *metrics.RATES, *metrics.SCORES}
+    for label in LABELS:
+        assert counted <= set(document["labels"][label])
+        assert set(document["intervals"]["labels"][label]) == {*metrics.RATES, *metrics.SCORES}
+        for aggregate in ("max", "mean_top3"):
+            low, high = document["intervals"]["study"][aggregate]["labels"][label]["auc"]
+            assert low <= document["study"][aggregate]["labels"][label]["auc"] <= high
+    assert document["intervals"]["unit"] == "patient"
+    assert document["intervals"]["resamples"] == 20
+    assert document["study"]["studies"] == 50
+
+
+def test_study_numbers_by_pandas(rng, labels, tmp_path):
+    frame = simulate(rng, labels)
+    document = evaluate_predictions({"mine": {"all": frame}}, labels, tmp_path, **QUICK)
+    score = frame.groupby("study")["any"].max()
+    truth = labels.groupby("study")["any"].max()
+    found = document["study"]["max"]["labels"]["any"]
+    assert found["auc"] == pytest.approx(roc_auc_score(truth, score))
+    assert found["sensitivity"] == pytest.approx(recall_score(truth, score >= 0.5))
+
+
+def test_intervals_and_differences_are_those_of_the_bootstrap(rng, labels, tmp_path):
+    frames = make_frames(rng, labels)
+    document = evaluate_predictions(frames, labels, tmp_path, resamples=60, seed=4, html=False)
+    groups = bootstrap.clusters(labels["patient"].to_numpy(object))
+    weights = bootstrap.draw(groups.count, 60, seed=4)
+    truth = labels[list(LABELS)].to_numpy(bool)
+
+    def mean(model):
+        values = [
+            bootstrap.replicates(truth, frame[list(LABELS)].to_numpy(), groups.codes, weights)
+            for frame in frames[model].values()
+        ]
+        return bootstrap.mean_over_folds(values)["averages", "micro_any6", "f1"]
+
+    hybrid, arm = mean("hybrid"), mean("efficientnetb3")
+    assert document["intervals"]["averages"]["micro_any6"]["f1"] == pytest.approx(bootstrap.interval(hybrid))
+    difference = document["differences"]["efficientnetb3"]["slice"]["averages"]["micro_any6"]["f1"]
+    assert difference["interval"] == pytest.approx(bootstrap.interval(hybrid - arm))
+    # Averaging two noisy arms helps, and paired resamples show it.
+    assert difference["excludes_zero"] is True
+
+
+def test_slices_without_patients_are_said(rng, labels, tmp_path):
+    frame = simulate(rng, labels).drop(columns=["patient", "study"])
+    bare = labels.drop(columns=["patient", "study"])
+    document = evaluate_predictions({"mine": {"all": frame}}, bare, tmp_path, resamples=20, html=False)
+    assert document["intervals"]["unit"] == "slice"
+    assert document["study"] is None
+    assert "resampled one by one" in (tmp_path / "report.md").read_text()
+
+
+def test_operating_points_come_from_validation(rng, labels, tmp_path):
+    other = make_labels(rng, prefix="V_")
+    frames, validation = ({"mine": {0: simulate(rng, table)}} for table in (labels, other))
+    document = evaluate_predictions(
+        frames, labels, tmp_path, validation=validation, validation_labels=other, **QUICK
+    )
+    points = document["models"]["mine"]["folds"]["0"]["operating_points"]["sensitivity_95"]["labels"]["any"]
+    scores = np.sort(validation["mine"][0].loc[other["any"] == 1, "any"])
+    assert points["threshold"] == scores[int(np.floor(0.05 * len(scores)))]
+    called = frames["mine"][0]["any"] >= points["threshold"]
+    assert points["sensitivity"] == pytest.approx(recall_score(labels["any"], called))
+    fitted = json.loads((tmp_path / "calibration.json").read_text())["models"]["mine"]["0"]
+    assert fitted["fitted_on"]["slices"] == 300
+    assert fitted["thresholds"]["sensitivity_95"][5] == points["threshold"]
+    assert set(document["calibration"]) == {"before", "temperature", "isotonic"}
+
+
+def test_fitting_on_evaluated_rows_is_refused(rng, labels, tmp_path):
+    frames = {"mine": {0: simulate(rng, labels)}}
+    with pytest.raises(InputError, match="fitted on evaluated rows: 300"):
+        evaluate_predictions(
+            frames, labels, tmp_path / "out", validation=frames, validation_labels=labels, **QUICK
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_predictions_csv_reads_back(rng, labels, tmp_path):
-    frames = paper_frames(rng, labels)
-    evaluate_predictions(frames, labels, tmp_path)
+    frames = make_frames(rng, labels)
+    evaluate_predictions(frames, labels, tmp_path, **QUICK)
     read = read_predictions(tmp_path / "predictions.csv")
     for model, folds in frames.items():
         for fold, frame in folds.items():
@@ -79,31 +178,76 @@ def test_predictions_csv_reads_back(rng, labels, tmp_path):
 
 
 def test_small_arms_and_phantoms_are_marked_in_every_output(rng, labels, tmp_path):
-    frames = paper_frames(rng, labels, arms=("tiny300", "tiny299"))
-    document = evaluate_predictions(frames, labels, tmp_path, test_set="full", context={"synthetic": True})
+    frames = make_frames(rng, labels, arms=("tiny300", "tiny299"))
+    document = evaluate_predictions(
+        frames, labels, tmp_path, test_set="full", context={"synthetic": True}, resamples=20
+    )
     assert document["synthetic"] is True
     assert all("not in the paper" in model["title"] for model in document["models"].values())
+    for name in ("report.md", "report.html"):
+        assert "SYNTHETIC" in (tmp_path / name).read_text()
     report = (tmp_path / "report.md").read_text()
-    assert "SYNTHETIC" in report
     for name in ("tiny300", "tiny299", "Hybrid"):
         lines = [line for line in report.splitlines() if line.startswith(f"| {name}")]
         assert lines
         assert all("not in the paper" in line for line in lines)
+    # The table of predictions says it too, and what is made from it.
+    again = evaluate_files(
+        tmp_path / "predictions.csv", write(labels, tmp_path / "l.csv"), tmp_path / "b", resamples=0
+    )
+    assert again["synthetic"] is True
 
 
 def test_row_order_does_not_matter(rng, labels, tmp_path):
-    frames = paper_frames(rng, labels, folds=(0,))
-    one = evaluate_predictions(frames, labels, tmp_path / "a")
+    frames = make_frames(rng, labels, folds=(0,))
+    one = evaluate_predictions(frames, labels, tmp_path / "a", **QUICK)
     shuffled = {m: {k: f.sample(frac=1, random_state=3) for k, f in v.items()} for m, v in frames.items()}
-    two = evaluate_predictions(shuffled, labels.sample(frac=1, random_state=4), tmp_path / "b")
+    two = evaluate_predictions(shuffled, labels.sample(frac=1, random_state=4), tmp_path / "b", **QUICK)
     for label, values in one["labels"].items():
         assert values == pytest.approx(two["labels"][label], rel=1e-12)
 
 
 def test_nothing_is_left_after_an_error(rng, labels, tmp_path):
-    frames = paper_frames(rng, labels)
+    frames = make_frames(rng, labels)
     with pytest.raises(InputError):
         evaluate_predictions(frames, labels.iloc[:-1], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="no predictions"):
         evaluate_predictions({}, labels, tmp_path / "out")
+
+
+def write(frame, path):
+    frame.to_csv(path, index=False)
+    return path
+
+
+def test_from_files(rng, labels, tmp_path):
+    frame = simulate(rng, labels)
+    paths = write(frame, tmp_path / "p.csv"), write(labels, tmp_path / "l.csv")
+    document = evaluate_files(*paths, tmp_path / "out", **QUICK)
+    expected = metrics.evaluate(labels[list(LABELS)].to_numpy(), frame[list(LABELS)].to_numpy())
+    assert document["labels"] == expected["labels"]
+    assert document["model"] == "p"
+
+
+def test_from_files_with_validation(rng, labels, tmp_path):
+    other = make_labels(rng, prefix="V_")
+    both = write(pd.concat([labels, other]), tmp_path / "l.csv")
+    predictions = write(simulate(rng, labels), tmp_path / "p.csv")
+    validation = write(simulate(rng, other), tmp_path / "v.csv")
+    document = evaluate_files(
+        predictions, both, tmp_path / "out", resamples=0, validation_predictions=validation
+    )
+    assert document["n"] == 300
+    assert document["operating_points"]["youden"]["labels"]["any"]["sensitivity"] > 0.7
+
+
+def test_needs_no_framework(request):
+    code = (
+        "import sys; import ich_keras.evaluation.command, ich_keras.evaluation.report, ich_keras.paper.audit; "
+        "print(sorted({'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=request.config.rootpath
+    )
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,395 @@
+"""The report's figures, each as SVG text.
+
+Drawn small, so that the letters are still readable where a phone shows a figure at its full width.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
+
+from ich_keras import paper
+from ich_keras.evaluation.metrics import roc_points
+from ich_keras.evaluation.tables import MEASURE_TITLES
+from ich_keras.labels import LABELS
+
+# Okabe and Ito's colours, told apart with any colour vision.
+COLOURS = dict(zip(LABELS, ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#222222"), strict=True))
+MODEL_COLOURS = ("#56B4E9", "#009E73", "#1F3A5F", "#E69F00", "#CC79A7")
+INK, GRID, OURS, PAPER = "#1c2733", "#d9dee5", "#1F3A5F", "#C1440E"
+WIDTH = 4.6
+CURVE_POINTS = 400
+
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.edgecolor": "#8a94a0",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    # Letters as outlines: the page looks the same where the font is missing.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "ich_keras",
+    "path.simplify": True,
+}
+
+
+def _figure(height: float, width: float = WIDTH) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(x) <= CURVE_POINTS:
+        return x, y
+    # Even along the curve's length, so that the steep part keeps its points.
+    length = np.cumsum(np.hypot(np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])))
+    kept = np.unique(np.searchsorted(length, np.linspace(0, length[-1], CURVE_POINTS)))
+    kept = np.unique(np.r_[0, np.minimum(kept, len(x) - 1), len(x) - 1])
+    return x[kept], y[kept]
+
+
+def _both(truth: np.ndarray) -> bool:
+    return bool(truth.any() and not truth.all())
+
+
+def roc(truth: np.ndarray, score: np.ndarray, aucs: Mapping[str, float | None]) -> str:
+    """ROC curves of the six labels.
+
+    Args:
+        truth: bool `[n, 6]`.
+        score: float64 `[n, 6]`.
+        aucs: for the legend, by label.
+    """
+    with mpl.rc_context(STYLE):
+        figure = _figure(4.3)
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color="#a0a8b2", linewidth=0.8, linestyle=":")
+        for k, label in enumerate(LABELS):
+            if _both(truth[:, k]):
+                _, sensitivity, false_rate = roc_points(truth[:, k], score[:, k])
+                x, y = _thin(np.r_[0, false_rate], np.r_[0, sensitivity])
+                width = 2.0 if label == "any" else 1.2
+                axes.plot(x, y, color=COLOURS[label], linewidth=width, label=f"{label}  {aucs[label]:.3f}")
+        axes.set(xlabel="1 - specificity", ylabel="Sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set_aspect("equal")
+        axes.legend(loc="lower right", title="AUC", alignment="left")
+        return _svg(figure)
+
+
+def precision_recall(truth: np.ndarray, score: np.ndarray, values: Mapping[str, float | None]) -> str:
+    """Precision against sensitivity of the six labels; a tick at the right marks each label's prevalence."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(4.3)
+        axes = figure.add_subplot()
+        for k, label in enumerate(LABELS):
+            if _both(truth[:, k]):
+                _, sensitivity, false_rate = roc_points(truth[:, k], score[:, k])
+                tp, fp = sensitivity * truth[:, k].sum(), false_rate * (~truth[:, k]).sum()
+                x, y = _thin(sensitivity, tp / (tp + fp))
+                width = 2.0 if label == "any" else 1.2
+                axes.plot(x, y, color=COLOURS[label], linewidth=width, label=f"{label}  {values[label]:.3f}")
+                prevalence = truth[:, k].mean()
+                axes.plot([1.0, 1.025], [prevalence] * 2, color=COLOURS[label], clip_on=False, linewidth=1.4)
+        axes.set(xlabel="Sensitivity (recall)", ylabel="Precision", xlim=(-0.01, 1.025), ylim=(-0.01, 1.01))
+        axes.set_aspect("equal")
+        axes.legend(loc="lower left", title="Average precision", alignment="left")
+        return _svg(figure)
+
+
+def histograms(truth: np.ndarray, score: np.ndarray, threshold: float) -> str:
+    """How the scores of positive and negative slices spread, a panel a label, slices on a log scale."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(4.6)
+        edges = np.linspace(0, 1, 26)
+        for k, label in enumerate(LABELS):
+            axes = figure.add_subplot(3, 2, k + 1)
+            for positive, colour, name in ((False, "#9fb4c7", "without"), (True, PAPER, "with")):
+                values = score[truth[:, k] == positive, k]
+                if len(values):
+                    count, _ = np.histogram(values, edges)
+                    axes.stairs(count, edges, fill=not positive, color=colour, label=name, linewidth=1.2)
+            axes.axvline(threshold, color=INK, linewidth=0.8, linestyle="--")
+            axes.set_yscale("symlog", linthresh=1)
+            axes.set(title=label, xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(0, None))
+            axes.grid(axis="x", visible=False)
+            if k == 0:
+                axes.legend(loc="upper right")
+            if k >= 4:
+                axes.set_xlabel("Probability")
+            if k % 2 == 0:
+                axes.set_ylabel("Slices")
+        return _svg(figure)
+
+
+def confusion(result: Mapping[str, Any]) -> str:
+    """The six matrices as the paper's Figure 10 lays them out, shaded by the share of the actual class."""
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = _figure(4.0)
+        for k, label in enumerate(LABELS):
+            values = result["labels"][label]
+            counts = np.array([[values["tn"], values["fp"]], [values["fn"], values["tp"]]], float)
+            whole = counts.sum(axis=1, keepdims=True)
+            share = np.divide(counts, whole, out=np.zeros_like(counts), where=whole > 0)
+            axes = figure.add_subplot(2, 3, k + 1)
+            axes.imshow(share, cmap="Blues", vmin=0, vmax=1.15)
+            for i in range(2):
+                for j in range(2):
+                    colour = "white" if share[i, j] > 0.6 else INK
+                    text = f"{counts[i, j]:,.0f}\n{share[i, j]:.1%}"
+                    axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=7.5)
+            axes.set_title(label)
+            axes.set_xticks([0, 1], ["0", "1"])
+            axes.set_yticks([0, 1], ["0", "1"])
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            if k >= 3:
+                axes.set_xlabel("Predicted")
+            if k % 3 == 0:
+                axes.set_ylabel("Actual")
+        return _svg(figure)
+
+
+def reliability(result: Mapping[str, Any]) -> str:
+    """Reliability diagrams before and after calibration, a panel a label.
+
+    Args:
+        result: as of `calibration.compare`.
+    """
+    with mpl.rc_context(STYLE):
+        figure = _figure(5.6)
+        styles = {"before": ("#8a94a0", "o"), "temperature": (OURS, "s"), "isotonic": (PAPER, "^")}
+        for k, label in enumerate(LABELS):
+            axes = figure.add_subplot(3, 2, k + 1)
+            axes.plot([0, 1], [0, 1], color="#a0a8b2", linewidth=0.8, linestyle=":")
+            for name, (colour, marker) in styles.items():
+                points = result[name]["labels"][label]
+                text = f"{name} {points['ece']:.3f}"
+                axes.plot(
+                    points["score"],
+                    points["rate"],
+                    color=colour,
+                    marker=marker,
+                    markersize=3,
+                    lw=0.9,
+                    label=text,
+                )
+            axes.set(title=label, xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+            axes.legend(loc="upper left", fontsize=6.3, title="ECE", title_fontsize=6.3, alignment="left")
+            if k >= 4:
+                axes.set_xlabel("Mean probability")
+            if k % 2 == 0:
+                axes.set_ylabel("Share positive")
+        return _svg(figure)
+
+
+def result_bars(
+    models: Mapping[str, Mapping[str, float | None]], theirs: Mapping[str, Sequence[float]]
+) -> str:
+    """Figures 8 and 9: the five measures of each model, ours as bars, the paper's as marks.
+
+    Args:
+        models: our values by the model's title and measure.
+        theirs: the paper's, in the order of `paper.MEASURES`, by the same titles; may lack some.
+    """
+    with mpl.rc_context(STYLE):
+        figure = _figure(3.2)
+        axes = figure.add_subplot()
+        places = np.arange(len(paper.MEASURES))
+        width = 0.8 / len(models)
+        lowest = 1.0
+        for k, (title, values) in enumerate(models.items()):
+            x = places + (k - (len(models) - 1) / 2) * width
+            heights = [values[m] or 0.0 for m in paper.MEASURES]
+            colour = MODEL_COLOURS[k % len(MODEL_COLOURS)]
+            axes.bar(x, heights, width * 0.92, color=colour, label=title)
+            lowest = min([lowest, *heights])
+            if title in theirs:
+                axes.plot(
+                    x,
+                    theirs[title],
+                    linestyle="",
+                    marker="D",
+                    markersize=3.6,
+                    color=PAPER,
+                    mec="white",
+                    mew=0.5,
+                )
+                lowest = min([lowest, *theirs[title]])
+        if theirs:
+            axes.plot([], [], linestyle="", marker="D", markersize=4, color=PAPER, label="the paper")
+        axes.set_xticks(places, [MEASURE_TITLES[m] for m in paper.MEASURES], fontsize=7.5)
+        axes.set_ylim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1.0)
+        axes.grid(axis="x", visible=False)
+        axes.tick_params(axis="x", length=0)
+        figure.legend(loc="outside upper left", ncols=1 if len(models) > 1 else 2, fontsize=7)
+        return _svg(figure)
+
+
+def class_bars(ours: Mapping[str, float | None], theirs: Mapping[str, float] | None) -> str:
+    """Figures 11 and 12: accuracy of each class, with what never calling the class would have.
+
+    Args:
+        ours: accuracy by class; keys that start with "never " hold the baseline.
+        theirs: the paper's accuracy by class.
+    """
+    with mpl.rc_context(STYLE):
+        names = [name for name in ours if not name.startswith("never ")]
+        figure = _figure(2.9)
+        axes = figure.add_subplot()
+        places = np.arange(len(names))
+        values = [ours[name] or 0.0 for name in names]
+        axes.barh(places, values, 0.62, color=OURS, label="ours")
+        never = [ours.get(f"never {name}") or 0.0 for name in names]
+        axes.plot(
+            never,
+            places,
+            linestyle="",
+            marker="|",
+            markersize=12,
+            mew=1.6,
+            color="#F0B429",
+            label="one answer for all",
+        )
+        if theirs:
+            given = [theirs[name] for name in names]
+            marks: Any = {"linestyle": "", "marker": "D", "markersize": 4.2, "color": PAPER, "mec": "white"}
+            axes.plot(given, places, mew=0.5, label="the paper", **marks)
+        low = min([*values, *never, *(theirs or {}).values()])
+        axes.set_xlim(max(0.0, low - 0.25 * (1 - low) - 0.01), 1.0)
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        axes.set_xlabel("Accuracy")
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper left", ncols=3, fontsize=7)
+        return _svg(figure)
+
+
+def class_counts(ours: Mapping[str, int], theirs: Mapping[str, int] | None) -> str:
+    """Figure 1's right half: slices with each label in the test set."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(2.8)
+        axes = figure.add_subplot()
+        names, places = list(ours), np.arange(len(ours))
+        axes.barh(places - (0.2 if theirs else 0), [ours[n] for n in names], 0.38, color=OURS, label="ours")
+        if theirs:
+            axes.barh(
+                places + 0.2, [theirs[n] for n in names], 0.38, color=PAPER, label="the paper, as printed"
+            )
+        axes.set_xscale("symlog", linthresh=10)
+        axes.set_yticks(places, names)
+        axes.set_xlabel("Slices (log scale)")
+        axes.set_xlim(0, 2.2 * max([*ours.values(), *(theirs or {}).values(), 1]))
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        figure.legend(loc="outside upper left", ncols=2, fontsize=7)
+        return _svg(figure)
+
+
+def forest(
+    rows: Sequence[tuple[str, float | None, Sequence[float] | None]], label: str, zero: bool = False
+) -> str:
+    """Points with intervals, one row each.
+
+    Args:
+        rows: name, value, `[low, high]`.
+        label: what the axis shows.
+        zero: whether to mark 0.
+    """
+    with mpl.rc_context(STYLE):
+        figure = _figure(0.9 + 0.27 * len(rows))
+        axes = figure.add_subplot()
+        if zero:
+            axes.axvline(0, color="#8a94a0", linewidth=0.9)
+        for k, (_, value, span) in enumerate(rows):
+            outside = zero and span is not None and not span[0] <= 0 <= span[1]
+            colour = PAPER if outside else OURS
+            if span is not None:
+                axes.plot(span, [k, k], color=colour, linewidth=1.6, solid_capstyle="butt")
+            if value is not None:
+                axes.plot([value], [k], marker="o", markersize=4, color=colour)
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=7.5)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        return _svg(figure)
+
+
+Block = tuple[str, Sequence[int | None]]
+
+
+def blocks(columns: Mapping[str, Sequence[Block]], joined: Sequence[Block] = ()) -> str:
+    """Figures 6 and 7: each arm's blocks from the input down, side by side, then what joins them.
+
+    Args:
+        columns: by the arm's title, its blocks in order: name and output shape without the batch.
+        joined: the blocks after the arms meet.
+    """
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        deepest = max(len(column) for column in columns.values())
+        figure = _figure(0.62 + 0.42 * (deepest + len(joined)), width=WIDTH)
+        axes: Axes = figure.add_subplot()
+        axes.set_axis_off()
+        count = len(columns)
+        axes.set(xlim=(0, count), ylim=(deepest + len(joined) + 0.15, -1.0))
+
+        def box(x: float, y: float, block: Block, colour: str, width: float = 0.9) -> None:
+            patch = FancyBboxPatch(
+                (x - width / 2, y - 0.33), width, 0.66, boxstyle="round,pad=0,rounding_size=0.08",
+                facecolor=colour, edgecolor="#5b6b7b", linewidth=0.7, mutation_aspect=2,
+            )  # fmt: skip
+            axes.add_patch(patch)
+            shape = " × ".join("?" if n is None else str(n) for n in block[1])
+            axes.text(x, y - 0.1, block[0], ha="center", va="center", fontsize=7, fontweight="bold")
+            axes.text(x, y + 0.18, shape, ha="center", va="center", fontsize=6.2, color="#44525f")
+
+        def arrow(x: float, y: float, x2: float, y2: float) -> None:
+            axes.annotate(
+                "", (x2, y2), (x, y), arrowprops={"arrowstyle": "-|>", "lw": 0.7, "color": "#5b6b7b"}
+            )
+
+        for k, (title, column) in enumerate(columns.items()):
+            x = k + 0.5
+            axes.text(x, -0.7, title, ha="center", va="center", fontsize=8, fontweight="bold")
+            for y, block in enumerate(column):
+                box(x, y, block, "#e8eff6" if 0 < y < len(column) - 1 else "#cfe0ef")
+                if y:
+                    arrow(x, y - 0.67, x, y - 0.33)
+            if joined:
+                arrow(x, len(column) - 0.67, count / 2 + (x - count / 2) * 0.3, deepest - 0.33)
+        for y, block in enumerate(joined):
+            box(count / 2, deepest + y, block, "#f3ddcf", width=min(1.1, 0.9 * count))
+            if y:
+                arrow(count / 2, deepest + y - 0.67, count / 2, deepest + y - 0.33)
+        return _svg(figure)
