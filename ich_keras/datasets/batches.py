@@ -15,6 +15,7 @@ import pandas as pd
 from ich_keras.ct.dicom import stored_to_hu
 from ich_keras.datasets.archive import read_slice, split_path
 from ich_keras.datasets.index import Index
+from ich_keras.datasets.shards import SIZES, decode_image, place_columns
 from ich_keras.errors import SliceError
 from ich_keras.labels import HU_FLOOR, LABELS, WINDOWS
 
@@ -26,7 +27,10 @@ _LOWEST = tuple(window.level - window.width / 2 for window in WINDOWS)
 
 @dataclass(frozen=True, eq=False)
 class SliceTable:
-    """The columns of an index that decoding needs, as arrays. Pickles, so worker processes can hold it."""
+    """The columns of an index that decoding needs, as arrays. Pickles, so worker processes can hold it.
+
+    `image` and `codec` are those of shards: {size: int64 [N, 2] place and length of each image}, else empty.
+    """
 
     root: str
     id: pd.api.extensions.ExtensionArray
@@ -40,6 +44,8 @@ class SliceTable:
     intercept: np.ndarray
     repair: np.ndarray
     labels: np.ndarray
+    image: dict[int, np.ndarray]
+    codec: pd.api.extensions.ExtensionArray | None
 
 
 def slice_table(index: Index) -> SliceTable:
@@ -50,7 +56,7 @@ def slice_table(index: Index) -> SliceTable:
         id=rows["id"].array,
         path=rows["path"].array,
         offset=rows["offset"].to_numpy(dtype=np.int64),
-        member=rows[["member_offset", "member_length"]].to_numpy(dtype=np.int64),
+        member=rows[["member_offset", "member_length", "member_method"]].to_numpy(dtype=np.int64),
         shape=rows[["rows", "columns"]].to_numpy(dtype=np.int32),
         bits_stored=rows["bits_stored"].to_numpy(dtype=np.int16),
         signed=rows["signed"].to_numpy(dtype=bool),
@@ -58,6 +64,12 @@ def slice_table(index: Index) -> SliceTable:
         intercept=rows["intercept"].to_numpy(dtype=np.float64),
         repair=rows["repair"].fillna("").to_numpy(dtype=object),
         labels=rows[list(LABELS)].to_numpy(dtype=np.float32),
+        image={
+            size: rows[place_columns(size)].to_numpy(dtype=np.int64)
+            for size in SIZES
+            if place_columns(size)[0] in rows
+        },
+        codec=rows["codec"].array if "codec" in rows else None,
     )
 
 
@@ -84,13 +96,19 @@ def decode_batch(
     images = {n: _image_memory((len(positions), n, n, 3)) for n in sizes}
     names = table.path.take(positions)
     for number, (position, name) in enumerate(zip(positions, names, strict=True)):
+        outputs = {n: images[n][number] for n in sizes}
         try:
-            pixels, intercept = _read(table, position, name)
+            if table.codec is not None:
+                _copy(table, position, f"{table.root}/{name}", outputs)
+            else:
+                pixels, intercept = _read(table, position, name)
+                for n, out in outputs.items():
+                    _draw(pixels, intercept, n, out)
         except SliceError as error:
             raise SliceError(error.reason, f"slice {table.id[position]}: {error}") from None
-        flip = 0 if flips is None else int(flips[number])
-        for n in sizes:
-            _draw(pixels, intercept, n, flip, images[n][number])
+        if flips is not None and flips[number]:
+            for n, out in outputs.items():
+                _mirror(out, int(flips[number]), n)
     return images
 
 
@@ -211,17 +229,26 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _draw(pixels: np.ndarray, intercept: float, n: int, flip: int, out: np.ndarray) -> None:
+def _copy(table: SliceTable, position: int, path: str, outputs: dict[int, np.ndarray]) -> None:
+    for size, out in outputs.items():
+        offset, length = table.image[size][position].tolist()
+        data = np.empty(length, np.uint8)
+        _read_bytes(path, offset, data)
+        decode_image(data.data, size, table.codec[position], out)  # type: ignore[index]
+
+
+def _draw(pixels: np.ndarray, intercept: float, n: int, out: np.ndarray) -> None:
     resized = cv2.resize(pixels, (n, n), dst=_scratch.get("resized", (n, n), np.float32))
     channels = [_scratch.get(window.name, (n, n), np.uint8) for window in WINDOWS]
     for channel, gain, lowest in zip(channels, _GAIN, _LOWEST, strict=True):
         # The one OpenCV operation from Python that scales, shifts, rounds half to even and saturates.
         cv2.addWeighted(resized, gain, resized, 0, (intercept - lowest) * gain, channel, cv2.CV_8U)
-    if flip == 0:
-        cv2.merge(channels, out)
-        return
-    image = cv2.merge(channels, _scratch.get("image", (n, n, 3), np.uint8))
-    cv2.flip(image, {1: 1, 2: 0, 3: -1}[flip], out)
+    cv2.merge(channels, out)
+
+
+def _mirror(image: np.ndarray, flip: int, n: int) -> None:
+    mirrored = cv2.flip(image, {1: 1, 2: 0, 3: -1}[flip], _scratch.get("mirrored", (n, n, 3), np.uint8))
+    np.copyto(image, mirrored)
 
 
 _free: dict[int, list[memoryview]] = {}

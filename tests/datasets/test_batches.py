@@ -2,6 +2,7 @@ import os
 import pickle
 import shutil
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -46,6 +47,22 @@ def test_images_equal_slice_to_image_on_real_slices(rsna_sample, tmp_path):
             expected = slice_to_image(hu, size)
             assert difference(images[size][0], expected) <= 1
             assert (images[size][0] == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_an_archive_gives_the_same_images(mixed, tmp_path, compression):
+    index, _ = mixed
+    with zipfile.ZipFile(tmp_path / "rsna.zip", "w", compression) as archive:
+        for path in sorted(index.root.rglob("stage_2_train*")) + sorted(index.root.rglob("*.dcm")):
+            if path.is_file():
+                archive.write(path, path.relative_to(index.root).as_posix())
+    packed = load_index(tmp_path / "rsna.zip", workers=1)
+    assert packed.rows["id"].tolist() == index.rows["id"].tolist()
+    positions = np.arange(len(index.rows))
+    ours, theirs = (decode_batch(slice_table(one), positions, SIZES) for one in (packed, index))
+    for size in SIZES:
+        assert difference(ours[size], theirs[size]) <= 1
+        assert (ours[size] == theirs[size]).mean() > 0.999
 
 
 def test_flips_are_exact_mirror_images(mixed):

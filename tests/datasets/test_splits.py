@@ -266,7 +266,7 @@ def test_neighbours_are_at_most_10_mm_away():
     heights = {"a": [0, 5, 30], "b": [0, 5, 30], "c": [0, 12], "d": [7, 7]}
     rows = pd.DataFrame([(s, z) for s, many in heights.items() for z in many], columns=["series", "z"])
     rows = rows.assign(patient=rows.series, study=rows.series)
-    # In the test set: a's 5 mm (beside 0), b's 30 mm (25 from the next), c's 0 mm (12 from the next), one of d's.
+    # Test slices: a's 5 mm (beside 0), b's 30 mm (25 from the next), c's 0 mm (12 from the next), one of d's.
     test = np.array([0, 1, 0, 0, 0, 1, 1, 0, 1, 0], dtype=bool)
     split = Split("paper", 0, test, np.where(test, -1, 1).astype(np.int8), 0, 0, "")
     assert leakage(rows, split, 0).neighbours == 2
