@@ -75,7 +75,14 @@ def _first(wanted: Callable[[Head, Scan], bool]) -> tuple[Head, Scan]:
 
 def _examples() -> list[tuple[str, NDArray[np.uint8]]]:
     tiles = []
-    head, scan = _first(lambda h, s: 0.4 < h.atrophy < 0.5 and h.frontal_air > 0.6 and h.mastoid_air > 0.7)
+    head, scan = _first(
+        lambda h, s: (
+            0.45 < h.atrophy < 0.65
+            and h.basal_calcium_hu == 0
+            and h.frontal_air > 0.6
+            and h.mastoid_air > 0.7
+        )
+    )
     for title, z in LEVELS:
         window = (40, 300) if z < -20 else (38, 80)
         tiles.append((title, _window(_slice_at(head, [], _plain(scan), z), *window)))
@@ -99,13 +106,19 @@ def _examples() -> list[tuple[str, NDArray[np.uint8]]]:
             lambda h, s: h.craniotomy is not None and not h.burr_hole and h.craniotomy[2] < 40,
             25,
         ),
-        ("scalp swelling", lambda h, s: h.swelling is not None and h.swelling[3] > 9, 18),
+        (
+            "scalp swelling",
+            lambda h, s: h.swelling is not None and h.swelling[3] > 9 and abs(h.swelling[2] - 0.25) < 0.1,
+            18,
+        ),
         ("ventricular drain", lambda h, s: h.drain != 0, 22),
     )
     for title, wanted, z in others:
         head, scan = _first(wanted)
         tiles.append((title, _window(_slice_at(head, [], _plain(scan), z), 40, 100)))
-    head, scan = _first(lambda h, s: s.holder == "cup" and abs(s.rotation[0]) > 0.12)
+    head, scan = _first(
+        lambda h, s: s.holder == "cup" and abs(s.rotation[0]) > 0.12 and s.pixel > 0.48 and s.gantry_tilt == 0
+    )
     tiles.append(("head holder, turned head", _window(_slice_at(head, [], scan, 10), 38, 80)))
     return tiles
 

@@ -131,13 +131,13 @@ def _on_vault(
 
 
 def _epidural(rng: np.random.Generator) -> list[Lesion]:
-    depth = rng.uniform(8, 21)
+    depth = rng.uniform(7, 18)
     return [
         Lesion(
             "epidural",
             "lens",
             _on_vault(rng, -15, 40, spread=42),
-            (rng.uniform(34, 58), depth, 0),
+            (rng.uniform(30, 50), depth, 0),
             rng.uniform(60, 76),
             rng.uniform(2, 6),
             mass=depth * rng.uniform(0.1, 0.4),
@@ -203,7 +203,7 @@ def _intraparenchymal(rng: np.random.Generator) -> list[Lesion]:
     side = rng.choice([-1.0, 1.0])
     hu = rng.uniform(58, 78)
     lobar = rng.random() < 0.6
-    size = float(np.clip(rng.lognormal(2.6, 0.45), 5, 28))
+    size = float(np.clip(rng.lognormal(2.75, 0.42), 6, 30))
     if lobar:
         cx, cy, cz = (v * rng.uniform(0.55, 0.8) for v in _on_vault(rng, -15, 50))
     else:
@@ -276,10 +276,10 @@ _DRAW = {
 
 _COMPANIONS = {
     "epidural": {"subarachnoid": 0.25, "subdural": 0.2},
-    "intraparenchymal": {"intraventricular": 0.35, "subarachnoid": 0.25, "subdural": 0.1},
+    "intraparenchymal": {"intraventricular": 0.45, "subarachnoid": 0.25, "subdural": 0.1},
     "intraventricular": {"intraparenchymal": 0.45, "subarachnoid": 0.2},
     "subarachnoid": {"subdural": 0.25, "intraparenchymal": 0.25, "intraventricular": 0.2},
-    "subdural": {"subarachnoid": 0.35, "intraparenchymal": 0.15},
+    "subdural": {"subarachnoid": 0.35, "intraparenchymal": 0.25},
 }
 
 

@@ -178,6 +178,6 @@ def _add_artefacts(scan: Scan, coarse: Array, z: float) -> None:
         dx, dy = axis[None, :] - scan.metal[0], axis[:, None] - scan.metal[1]
         angle, r = np.arctan2(dy, dx), np.sqrt(dx * dx + dy * dy) + 4
         coarse += (
-            np.sin(angle * 9 + 1) * np.sin(angle * 23) * np.float32(scan.metal[2] * 40) / r * (coarse > -300)
+            np.sin(angle * 9 + 1) * np.sin(angle * 23) * np.float32(scan.metal[2] * 25) / r * (coarse > -300)
         )
         coarse[r < 6.5] = 9000
