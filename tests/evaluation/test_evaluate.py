@@ -244,7 +244,7 @@ def test_from_files_with_validation(rng, labels, tmp_path):
 
 def test_needs_no_framework(request):
     code = (
-        "import sys; import ich_keras.evaluation.command, ich_keras.evaluation.report, ich_keras.paper.audit; "
+        "import sys; import ich_keras.evaluation.command, ich_keras.evaluation.report; "
         "print(sorted({'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules)))"
     )
     found = subprocess.run(

@@ -1,0 +1,228 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from ich_keras.evaluation.checklists import ITEMS, NOT_DONE, answer
+from ich_keras.evaluation.evaluate import evaluate_predictions
+from ich_keras.labels import LABELS
+
+BLOCKS = {
+    "columns": {
+        "tiny300": [("image", (300, 300, 3)), ("stem", (150, 150, 16)), ("Dense, sigmoid", (6,))],
+        "tiny299": [("image", (299, 299, 3)), ("Dense, sigmoid", (6,))],
+    },
+    "joined": [("Average", (6,))],
+}
+LEAKAGE = {
+    "protocol": "paper", "fold": 0, "test_slices": 600, "patient_known": 600, "patients": 60,
+    "patients_shared": 58, "studies": 60, "studies_shared": 57, "z_known": 600, "neighbours": 540,
+}  # fmt: skip
+RUN = {
+    "arguments": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 2, "weights": "none", "seed": 3},
+    "versions": {"keras": "3.15.0", "tensorflow": "2.21.0"},
+}
+
+
+def tables(prefix, seed):
+    rng = np.random.default_rng(seed)
+    labels = pd.DataFrame({"id": [f"ID_{prefix}{k:04}" for k in range(600)]})
+    labels["patient"] = [f"ID_{prefix}p{k // 10}" for k in range(600)]
+    labels["study"] = [f"ID_{prefix}s{k // 10}" for k in range(600)]
+    truth = rng.random((600, 6)) < 0.06
+    truth[:, 5] = truth[:, :5].any(axis=1)
+    labels[list(LABELS)] = truth.astype(np.int8)
+    frames = {}
+    for arm in ("tiny300", "tiny299"):
+        frames[arm] = {0: labels[["id", "patient", "study"]].copy()}
+        frames[arm][0][list(LABELS)] = expit(3 * truth - 2 + rng.normal(size=truth.shape))
+    mean = frames["tiny300"][0].copy()
+    mean[list(LABELS)] = (mean[list(LABELS)] + frames["tiny299"][0][list(LABELS)]) / 2
+    frames["hybrid"] = {0: mean}
+    return labels, frames
+
+
+def picture(slice_id):
+    rng = np.random.default_rng(sum(map(ord, slice_id)))
+    return rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    labels, frames = tables("t", 0)
+    other, validation = tables("v", 1)
+    details = labels[["id", "study"]].assign(series=labels["study"], z=np.arange(600) % 10 * 5.0)
+    evaluate_predictions(
+        frames,
+        labels,
+        out,
+        test_set="full",
+        context={
+            "synthetic": True,
+            "protocol": "paper",
+            "notes": ["<b>Fold 1</b> is left out."],
+            "runs": [RUN],
+        },
+        resamples=40,
+        validation=validation,
+        validation_labels=other,
+        details=details.assign(bits_stored=12, signed=False),
+        leakage=[LEAKAGE],
+        image=picture,
+        blocks=BLOCKS,
+    )
+    return out / "report.html"
+
+
+class Reader(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.open, self.ids, self.links = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.sources += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
+        if tag == "a":
+            self.links.append(given["href"])
+        if "id" in given:
+            self.ids.append(given["id"])
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_is_whole_and_loads_nothing(page):
+    text = page.read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(text)
+    assert not reader.open
+    assert all(source.startswith("data:") for source in reader.sources)
+    assert len(reader.sources) >= 18
+    assert "<script" not in text
+    assert not re.search(r"@import|url\(", text)
+    assert {link.removeprefix("#") for link in reader.links} <= set(reader.ids)
+    assert 1 <= text.count("data:image/png") <= 16
+
+
+def test_says_what_it_is(page):
+    text = page.read_text(encoding="utf-8")
+    assert "SYNTHETIC DATA" in text
+    assert "Not a medical device" in text
+    assert "small, not in the paper" in text
+    assert "&lt;b&gt;Fold 1&lt;/b&gt; is left out." in text
+    assert "58 (96.7%)" in text
+    for part in ("Figure 1", "Figure 8", "Figure 11", "Figures 6 and 7", "Table 1", "Table 2", "Table 4"):
+        assert part in text
+    assert "batch size 16" in text
+    assert "keras 3.15.0" in text
+
+
+def test_same_input_same_page(page, tmp_path):
+    labels, frames = tables("t", 0)
+    frames = {"tiny300": frames["tiny300"]}
+    for name in ("a", "b"):
+        evaluate_predictions(frames, labels, tmp_path / name, resamples=5)
+    one, two = ((tmp_path / name / "report.html").read_bytes() for name in ("a", "b"))
+    assert one == two
+
+
+PROBE = """<script>
+window.problems = [];
+addEventListener("error", e => problems.push(String(e.message || e.target.src).slice(0, 80)), true);
+console.error = (...words) => problems.push(words.join(" "));
+addEventListener("load", () => {
+  const every = [...document.querySelectorAll("body *")];
+  const wide = every.filter(e => e.getBoundingClientRect().right > innerWidth + 1);
+  const text = [...document.querySelectorAll("td, p, li, figcaption")];
+  const found = {
+    problems, inner: innerWidth, scroll: document.documentElement.scrollWidth,
+    broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length,
+    images: document.images.length,
+    wide: wide.slice(0, 5).map(e => e.tagName + " " + e.className + " " + e.textContent.slice(0, 40)),
+    small: text.filter(e => parseFloat(getComputedStyle(e).fontSize) < 11).length,
+  };
+  const note = parent.document.createElement("pre");
+  note.id = "found";
+  note.textContent = JSON.stringify(found);
+  parent.document.body.append(note);
+});
+</script>"""
+
+
+@pytest.fixture
+def look(tmp_path):
+    """Opens a page in headless Chromium, in a frame of the given width, and measures it."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium is installed")
+
+    def measure(text, width):
+        # A frame, since a headless window is never narrower than 500 pixels.
+        inner = html.escape(text.replace("<head>", "<head>" + PROBE, 1), quote=True)
+        outer = f'<!doctype html><body><iframe srcdoc="{inner}" style="border:0" width={width} height=900>'
+        (tmp_path / "outer.html").write_text(outer, encoding="utf-8")
+        command = [
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--no-first-run", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--enable-logging=stderr",
+            "--virtual-time-budget=10000", "--dump-dom", (tmp_path / "outer.html").as_uri(),
+        ]  # fmt: skip
+        run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+        note = re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)
+        assert note, run.stderr[-2000:]
+        return {**json.loads(html.unescape(note[1])), "console": run.stderr.count("CONSOLE")}
+
+    return measure
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser(page, look, width):
+    found = look(page.read_text(encoding="utf-8"), width)
+    assert found["inner"] == width
+    assert found["console"] == 0
+    assert found["problems"] == []
+    assert found["broken"] == 0
+    assert found["images"] >= 18
+    assert found["scroll"] <= width, found["wide"]
+    assert found["wide"] == []
+    assert found["small"] == 0
+
+
+def test_the_browser_would_notice(look):
+    page = (
+        "<!doctype html><html><head></head><body><img src='data:image/png;base64,AAAA'>"
+        "<div style='width:600px'>wide</div><script>console.error('bad'); absent()</script></body></html>"
+    )
+    found = look(page, 390)
+    assert found["broken"] == 1
+    assert found["scroll"] > 390
+    assert any("bad" in problem for problem in found["problems"])
+    assert any("absent" in problem for problem in found["problems"])
+    assert found["console"] > 0
+
+
+def test_an_item_without_its_fact_is_not_done():
+    by_number = {item.claim: item for item in ITEMS}
+    assert answer(by_number["13"], {"title": "x"}) == NOT_DONE
+    assert answer(by_number["29"], {}) == NOT_DONE
+    assert answer(by_number["29"], {"uncertainty": None}) == NOT_DONE
+    assert answer(by_number["29"], {"uncertainty": "By patient."}) == "By patient."
+
+
+def test_both_checklists_are_whole():
+    claim = {item.claim for item in ITEMS if item.claim}
+    assert claim == {str(k) for k in range(1, 45)}
+    tripod = {
+        int(re.match(r"\d+", part.strip())[0]) for item in ITEMS for part in item.tripod.split(",") if part
+    }
+    assert tripod == set(range(1, 28))
