@@ -186,6 +186,9 @@ def _unusual(rows: pd.DataFrame) -> dict[str, int]:
             ((rows["spacing"] < SPACING[0]) | (rows["spacing"] > SPACING[1])).sum()
         ),
         f"slices tilted by over {TILT:g} degrees": int((rows["tilt"] > TILT).sum()),
+        "slices whose header has another image's name": int(
+            (rows["instance"].str.startswith("ID_") & (rows["instance"] != rows["id"])).sum()
+        ),
         "slices without a patient": int((rows["patient"] == "").sum()),
         "slices without a position": int(rows["z"].isna().sum()),
         "slices without an orientation": int(rows["tilt"].isna().sum()),

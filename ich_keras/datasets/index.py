@@ -32,7 +32,7 @@ from ich_keras.labels import LABELS, SUBTYPES
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Goes up when the index's columns or what they mean change; an older index is then built anew."""
 
 IMAGES, LABEL_FILE, PHANTOM_FILE = "stage_2_train", "stage_2_train.csv", "phantom.json"
@@ -49,7 +49,7 @@ class Index:
             "/"; `archive.zip!member` inside a zip), size (bytes), offset and length of the pixel bytes where
             they can be used as they lie in the file (`SliceHeader`; else -1), rows, columns, bits_stored,
             signed, slope, intercept, padding, photometric, transfer_syntax, repair, patient, study, series,
-            z (mm), spacing (mm between rows), tilt (degrees), member_offset, member_length and member_method
+            instance, z (mm), spacing (mm between rows), tilt (degrees), member_offset, member_length and member_method
             (-1 outside a zip), and the six labels as int8.
         problems: columns reason, item, detail: what was left out or looks wrong, sorted.
         root: the folder paths are relative to.

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,8 @@ from rich.console import Console
 from ich_keras.datasets import doctor
 from ich_keras.datasets.index import load_index, main
 from ich_keras.labels import LABELS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 
 SECRETS = ("Jane", "Doe", "19700101", "MRN-777")
 
@@ -48,9 +51,14 @@ def compress(path, damage=False):
 
 
 @pytest.fixture
-def planted(rsna_folder, tmp_path):
+def planted(template, tmp_path):
+    return shutil.copytree(template, tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def template(rsna_folder, tmp_path_factory):
     """40 slices, each fault in one or two of them."""
-    data = rsna_folder(tmp_path / "data", 40)
+    data = rsna_folder(tmp_path_factory.mktemp("template") / "data", 40)
     for number in range(40):
         edit(
             path_of(data, number),
@@ -72,6 +80,8 @@ def planted(rsna_folder, tmp_path):
     edit(path_of(data, 11), PixelSpacing=[0.9, 0.9])
     edit(path_of(data, 12), ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
     edit(path_of(data, 13), PixelPaddingValue=-2000)
+    edit(path_of(data, 17), SOPInstanceUID="ID_000000018")
+    edit(path_of(data, 18), SOPInstanceUID="ID_000000012")  # as it is named: 18 is 0x12
     edit(path_of(data, 14), PatientID="MRN-777")
     edit(path_of(data, 15), PatientID="")
     edit(path_of(data, 16), ImagePositionPatient=None)
@@ -100,7 +110,7 @@ def test_everything_planted_is_found(planted, tmp_path):
     assert report["copies"] == {"groups": 1, "slices": 2, "first": [["ID_000000006", "ID_000000007"]]}
     assert report["transfer_syntaxes"] == {"Explicit VR Little Endian": 34, "RLE Lossless": 1}
     assert report["intercepts"] == {"-1024": 34, "1": 1}
-    assert list(report["unusual"].values()) == [35, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 4]
+    assert list(report["unusual"].values()) == [35, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 4]
     assert report["counts"]["slices"] == {"here": 35, "kaggle": 752_803}
     assert report["counts"]["any"]["kaggle"] == 107_933
 
