@@ -54,6 +54,8 @@ def _slice_at(head: Head, lesions: list[Lesion], scan: Scan, z: float, best: str
 def _plain(scan: Scan) -> Scan:
     return replace(
         scan,
+        first=-76.0,
+        slices=34,
         gantry_tilt=0.0,
         rotation=(0.03, 0.0, 0.0),
         offset=(0.0, 4.0),
@@ -103,7 +105,7 @@ def _examples() -> list[tuple[str, NDArray[np.uint8]]]:
         ("old infarct", lambda h, s: h.infarct is not None and 8 < h.infarct[2] < 18, 12),
         (
             "craniotomy",
-            lambda h, s: h.craniotomy is not None and not h.burr_hole and h.craniotomy[2] < 40,
+            lambda h, s: h.craniotomy is not None and not h.burr_hole and abs(h.craniotomy[2] - 25) < 5,
             25,
         ),
         (
