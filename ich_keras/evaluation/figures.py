@@ -177,6 +177,10 @@ def confusion(result: Mapping[str, Any]) -> str:
         return _svg(figure)
 
 
+FEWEST_IN_BIN = 10
+"""A bin of fewer slices is not drawn: its share jumps between 0 and 1."""
+
+
 def reliability(result: Mapping[str, Any]) -> str:
     """Reliability diagrams before and after calibration, a panel a label.
 
@@ -184,29 +188,25 @@ def reliability(result: Mapping[str, Any]) -> str:
         result: as of `calibration.compare`.
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(5.6)
+        figure = _figure(5.4)
         styles = {"before": ("#8a94a0", "o"), "temperature": (OURS, "s"), "isotonic": (PAPER, "^")}
         for k, label in enumerate(LABELS):
             axes = figure.add_subplot(3, 2, k + 1)
             axes.plot([0, 1], [0, 1], color="#a0a8b2", linewidth=0.8, linestyle=":")
             for name, (colour, marker) in styles.items():
                 points = result[name]["labels"][label]
-                text = f"{name} {points['ece']:.3f}"
-                axes.plot(
-                    points["score"],
-                    points["rate"],
-                    color=colour,
-                    marker=marker,
-                    markersize=3,
-                    lw=0.9,
-                    label=text,
-                )
-            axes.set(title=label, xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-            axes.legend(loc="upper left", fontsize=6.3, title="ECE", title_fontsize=6.3, alignment="left")
+                drawn = [i for i, count in enumerate(points["count"]) if count >= FEWEST_IN_BIN]
+                x, y = ([points[axis][i] for i in drawn] for axis in ("score", "rate"))
+                axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=0.9, label=name)
+            errors = ", ".join(f"{result[name]['labels'][label]['ece']:.3f}" for name in styles)
+            axes.set(xlim=(0, 1), ylim=(0, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+            axes.set_title(f"{label}\nECE {errors}", fontsize=8)
             if k >= 4:
                 axes.set_xlabel("Mean probability")
             if k % 2 == 0:
                 axes.set_ylabel("Share positive")
+            if k == 0:
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
         return _svg(figure)
 
 

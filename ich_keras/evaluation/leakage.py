@@ -39,7 +39,7 @@ def leakage_table(counts: Sequence[Mapping[str, Any]]) -> Table:
     header = ["", *(f"{count['protocol']} protocol, fold {count['fold']}" for count in counts)]
     notes = [
         "Only slices whose patient, study or position is known can be looked at; the counts say how many. A "
-        "neighbour is the nearest slice of the same series along z."
+        "neighbour is a slice of the same series at the same or the next known position, at most 10 mm away."
     ]
     return Table("Leakage from training to test", header, rows, notes)
 

@@ -180,7 +180,13 @@ def card(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
             ],
         ),
         ("Intended use", [USE, "Not a medical device; not cleared or approved by any authority."]),
-        ("Limits", list(LIMITS)),
+        (
+            "Limits",
+            [
+                *(["Phantoms only: nothing here holds for patients."] if document["synthetic"] else []),
+                *LIMITS,
+            ],
+        ),
     ]
 
 

@@ -323,7 +323,11 @@ def _points_section(evaluation: Evaluation, draw: bool) -> Section:
         if draw:
             compared = calibration.compare(*evaluation.arrays(key), evaluation.fitted[key])
             part.figures.append(
-                Figure(_uri(figures.reliability(compared)), "Reliability before and after calibration.")
+                Figure(
+                    _uri(figures.reliability(compared)),
+                    "Reliability before and after calibration: ECE in that order; bins of fewer than 10 "
+                    "slices not drawn.",
+                )
             )
     return part
 

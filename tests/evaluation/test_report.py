@@ -226,3 +226,22 @@ def test_both_checklists_are_whole():
         int(re.match(r"\d+", part.strip())[0]) for item in ITEMS for part in item.tripod.split(",") if part
     }
     assert tripod == set(range(1, 28))
+
+
+@pytest.mark.parametrize("test_set", ["balanced", None])
+def test_few_slices_of_one_class(test_set, tmp_path):
+    """One positive slice, no patients, no other model: undefined is printed as such, nothing fails."""
+    labels = pd.DataFrame({"id": [str(k) for k in range(7)]})
+    labels[list(LABELS)] = 0
+    labels.loc[3, ["subdural", "any"]] = 1
+    frame = labels[["id"]].copy()
+    frame[list(LABELS)] = np.linspace(0, 1, 42).reshape(7, 6)
+    document = evaluate_predictions(
+        {"hybrid": {"all": frame}}, labels, tmp_path, test_set=test_set, resamples=20
+    )
+    assert document["labels"]["epidural"]["auc"] is None
+    assert document["intervals"]["labels"]["epidural"]["sensitivity"] is None
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "no positive slice" in text
+    assert ("Figure 12" in text) is (test_set == "balanced")
+    assert ("0.8938" in (tmp_path / "report.md").read_text()) is (test_set == "balanced")

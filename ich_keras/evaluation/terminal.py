@@ -1,0 +1,25 @@
+"""The evaluation in a few lines, for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+SUMMARY = ("precision", "sensitivity", "specificity", "f1", "accuracy")
+
+
+def summary_table(document: Mapping[str, Any]) -> Table:
+    """Each arm and the hybrid in one line, for the terminal: means over the folds, micro average."""
+    marks = " (PHANTOMS, NOT PATIENTS)" if document["synthetic"] else ""
+    table = Table(
+        title=f"{document['test_set'] or 'given'} test set, {document['n']:,} slices{marks}",
+        title_justify="left",
+    )
+    table.add_column("model")
+    for name in (*SUMMARY, "any-AUC"):
+        table.add_column(name, justify="right")
+    for model in document["models"].values():
+        mean = model["mean"]
+        values = [mean["averages"]["micro_any6"][name] for name in SUMMARY] + [mean["labels"]["any"]["auc"]]
+        table.add_row(model["title"], *("–" if value is None else f"{value:.4f}" for value in values))
+    return table
