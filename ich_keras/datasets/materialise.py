@@ -282,9 +282,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes of the local runner; default: one a core")
     parser.add_argument("--slices-per-shard", type=int, default=SLICES_PER_SHARD, help="default: %(default)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    args, beam_options = parser.parse_known_args(arguments)
-    if beam_options and args.runner != "beam":
-        parser.error(f"unrecognized arguments: {' '.join(beam_options)}")
+    parser.add_argument(
+        "beam_options",
+        nargs="*",
+        metavar="-- OPTION",
+        help="with --runner beam: Beam's own options, after --",
+    )
+    args = parser.parse_args(arguments)
+    if args.beam_options and args.runner != "beam":
+        parser.error(f"unrecognized arguments: {' '.join(args.beam_options)}")
     manifest = materialise(
         load_index(args.data),
         args.out,
@@ -292,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runner=args.runner,
         workers=args.workers,
         slices_per_shard=args.slices_per_shard,
-        beam_options=beam_options,
+        beam_options=args.beam_options,
     )
     size = sum(shard["bytes"] for shard in manifest["shards"].values())
     print(

@@ -207,6 +207,28 @@ def test_command(mixed, tmp_path, capsys):
     assert len(load_shards(tmp_path / "out").rows) == 33
 
 
+def test_beam_gets_the_options_after_the_dashes(mixed, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(module, "_run_beam", lambda jobs, workers, options: given.extend(options) or stop())
+
+    def stop():
+        raise Killed
+
+    arguments = ["--data", str(mixed[0].root), "--out", str(tmp_path / "out"), "--runner", "beam"]
+    with pytest.raises(Killed):
+        main([*arguments, "--", "--runner=FlinkRunner", "--flink_master=host:8081"])
+    assert given == ["--runner=FlinkRunner", "--flink_master=host:8081"]
+
+
+@pytest.mark.parametrize("extra", [["--runner", "local", "--", "--x=1"], ["--shards", "3"]])
+def test_unknown_options_are_refused(mixed, tmp_path, extra, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--data", str(mixed[0].root), "--out", str(tmp_path / "out"), *extra])
+    assert raised.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_output_is_not_touched(mixed, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
