@@ -49,8 +49,8 @@ class Index:
             "/"; `archive.zip!member` inside a zip), size (bytes), offset and length of the pixel bytes where
             they can be used as they lie in the file (`SliceHeader`; else -1), rows, columns, bits_stored,
             signed, slope, intercept, padding, photometric, transfer_syntax, repair, patient, study, series,
-            instance, z (mm), spacing (mm between rows), tilt (degrees), member_offset, member_length and member_method
-            (-1 outside a zip), and the six labels as int8.
+            instance, z (mm), spacing (mm between rows), tilt (degrees), member_offset, member_length and
+            member_method (-1 outside a zip), and the six labels as int8.
         problems: columns reason, item, detail: what was left out or looks wrong, sorted.
         root: the folder paths are relative to.
         synthetic: the data are phantoms.

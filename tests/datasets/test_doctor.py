@@ -94,10 +94,17 @@ def run(data, *arguments):
     return main(["--data", str(data), "--check", *arguments])
 
 
-def test_everything_planted_is_found(planted, tmp_path):
-    out = tmp_path / "out"
-    assert run(planted, "--out", str(out)) == 1
-    report = json.loads((out / "report.json").read_text())
+@pytest.fixture(scope="module")
+def checked(template, tmp_path_factory):
+    """The folder with the report on the planted faults."""
+    folder = tmp_path_factory.mktemp("checked")
+    shutil.copytree(template, folder / "data")
+    assert run(folder / "data", "--out", str(folder / "out")) == 1
+    return folder / "out"
+
+
+def test_everything_planted_is_found(checked):
+    report = json.loads((checked / "report.json").read_text())
     assert report["slices"] == 35
     assert report["left_out"] == {
         "no-file": 1,
@@ -114,7 +121,7 @@ def test_everything_planted_is_found(planted, tmp_path):
     assert report["counts"]["slices"] == {"here": 35, "kaggle": 752_803}
     assert report["counts"]["any"]["kaggle"] == 107_933
 
-    quarantine = pd.read_csv(out / "quarantine.csv")
+    quarantine = pd.read_csv(checked / "quarantine.csv")
     assert list(quarantine.columns) == ["reason", "item", "detail"]
     assert dict(zip(quarantine["item"], quarantine["reason"], strict=True)) == {
         "stage_2_train/ID_000000000.dcm": "not-dicom",
@@ -125,9 +132,8 @@ def test_everything_planted_is_found(planted, tmp_path):
     }
 
 
-def test_label_counts_are_the_usable_slices(planted, tmp_path):
-    run(planted, "--out", str(tmp_path / "out"))
-    report = json.loads((tmp_path / "out/report.json").read_text())
+def test_label_counts_are_the_usable_slices(checked):
+    report = json.loads((checked / "report.json").read_text())
     used = [number for number in range(40) if number not in (0, 1, 2, 3, 5)]
     for position, label in enumerate(LABELS[:5]):
         assert report["counts"][label]["here"] == sum(number % 6 == position for number in used)
@@ -157,9 +163,8 @@ def test_nothing_of_a_header_is_shown(planted, tmp_path, capfd, caplog):
         assert secret not in shown
 
 
-def test_tables_fit_80_columns(planted, tmp_path):
-    run(planted, "--out", str(tmp_path / "out"))
-    report = json.loads((tmp_path / "out/report.json").read_text())
+def test_tables_fit_80_columns(checked):
+    report = json.loads((checked / "report.json").read_text())
     console = Console(width=80, file=io.StringIO())
     doctor.show(report, console)
     lines = console.file.getvalue().splitlines()
