@@ -39,6 +39,8 @@ def import_keras() -> None:
         try:
             import keras
 
+            if keras.backend.backend() == "tensorflow":
+                _run_operations_in_order()
             keras.distribution.list_devices()
         except BaseException:
             notices.seek(0)
@@ -47,3 +49,12 @@ def import_keras() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def _run_operations_in_order() -> None:
+    import tensorflow as tf
+
+    if not tf.config.list_physical_devices("GPU"):
+        # With several operations at once, TensorFlow 2.21 on a CPU sums some gradients in the order they
+        # arrive, and two runs of one seed part after a step. One at a time is as fast: each uses all cores.
+        tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -71,7 +71,11 @@ def training_dataset(
         return images, labels
 
     steps = tf.data.Dataset.counter(start_step)
-    return steps.map(load, num_parallel_calls=_workers(), deterministic=True).prefetch(2)
+    return (
+        steps.map(load, num_parallel_calls=_workers(), deterministic=True)
+        .prefetch(2)
+        .with_options(_own_threads())
+    )
 
 
 def inference_dataset(
@@ -113,7 +117,11 @@ def inference_dataset(
         return {arm: images[size] for arm, size in size_of.items()}
 
     numbers = tf.data.Dataset.range(-(-len(positions) // batch_size))
-    return numbers.map(load, num_parallel_calls=_workers(), deterministic=True).prefetch(2)
+    return (
+        numbers.map(load, num_parallel_calls=_workers(), deterministic=True)
+        .prefetch(2)
+        .with_options(_own_threads())
+    )
 
 
 @contextmanager
@@ -142,6 +150,13 @@ def _size(arm: str) -> int:
     if arm not in ARMS:
         raise InputError("bad-argument", f"arm must be one of {', '.join(ARMS)}; received {arm!r}")
     return ARMS[arm].image_size
+
+
+def _own_threads() -> tf.data.Options:
+    # Training runs TensorFlow's operations one at a time; reading must not wait for them.
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = _workers() + 1
+    return options
 
 
 def _workers() -> int:

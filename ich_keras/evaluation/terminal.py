@@ -18,8 +18,11 @@ def summary_table(document: Mapping[str, Any]) -> Table:
     table.add_column("model")
     for name in (*SUMMARY, "any-AUC"):
         table.add_column(name, justify="right")
-    for model in document["models"].values():
+    for name, model in document["models"].items():
         mean = model["mean"]
         values = [mean["averages"]["micro_any6"][name] for name in SUMMARY] + [mean["labels"]["any"]["auc"]]
-        table.add_row(model["title"], *("–" if value is None else f"{value:.4f}" for value in values))
+        table.add_row(name, *("–" if value is None else f"{value:.4f}" for value in values))
+    small = [name for name, model in document["models"].items() if model["in_paper"] is False]
+    if small:
+        table.caption = f"Small arms, not in the paper: {', '.join(small)}."
     return table

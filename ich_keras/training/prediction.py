@@ -52,7 +52,8 @@ def predict_rows(
     steps = -(-len(positions) // batch_size)
     with progress_bar(description, steps, "batches") as (progress, task), slice_errors():
         outputs = model.predict(dataset, verbose=0, callbacks=[_Advance(progress, task)])
-    return dict(zip(names, outputs, strict=True))
+    # Keras unwraps a list of one.
+    return dict(zip(names, outputs if isinstance(outputs, list) else [outputs], strict=True))
 
 
 def load_run(run: Run) -> keras.Model:
