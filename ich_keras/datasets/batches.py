@@ -101,9 +101,7 @@ def decode_batch(
             if table.codec is not None:
                 _copy(table, position, f"{table.root}/{name}", outputs)
             else:
-                pixels, intercept = _read(table, position, name)
-                for n, out in outputs.items():
-                    _draw(pixels, intercept, n, out)
+                _draw(*_read(table, position, name), outputs)
         except SliceError as error:
             raise SliceError(error.reason, f"slice {table.id[position]}: {error}") from None
         if flips is not None and flips[number]:
@@ -230,20 +228,28 @@ def _open(path: str, flags: int) -> int:
 
 
 def _copy(table: SliceTable, position: int, path: str, outputs: dict[int, np.ndarray]) -> None:
-    for size, out in outputs.items():
-        offset, length = table.image[size][position].tolist()
-        data = np.empty(length, np.uint8)
-        _read_bytes(path, offset, data)
-        decode_image(data.data, size, table.codec[position], out)  # type: ignore[index]
+    places = {size: table.image[size][position].tolist() for size in outputs}
+    # The images of a slice lie side by side, so one read takes them all.
+    start = min(offset for offset, _ in places.values())
+    data = np.empty(max(offset + length for offset, length in places.values()) - start, np.uint8)
+    _read_bytes(path, start, data)
+    for size, (offset, length) in places.items():
+        image = data.data[offset - start :][:length]
+        decode_image(image, size, table.codec[position], outputs[size])  # type: ignore[index]
 
 
-def _draw(pixels: np.ndarray, intercept: float, n: int, out: np.ndarray) -> None:
-    resized = cv2.resize(pixels, (n, n), dst=_scratch.get("resized", (n, n), np.float32))
-    channels = [_scratch.get(window.name, (n, n), np.uint8) for window in WINDOWS]
+def _draw(pixels: np.ndarray, intercept: float, outputs: dict[int, np.ndarray]) -> None:
+    # The sizes lie end to end in one buffer, so that each window is one operation for all of them.
+    ends = np.cumsum([n * n for n in outputs]).tolist()
+    resized = _scratch.get("resized", (1, ends[-1]), np.float32)
+    channels = [_scratch.get(window.name, (1, ends[-1]), np.uint8) for window in WINDOWS]
+    for n, end in zip(outputs, ends, strict=True):
+        cv2.resize(pixels, (n, n), dst=resized[0, end - n * n : end].reshape(n, n))
     for channel, gain, lowest in zip(channels, _GAIN, _LOWEST, strict=True):
         # The one OpenCV operation from Python that scales, shifts, rounds half to even and saturates.
         cv2.addWeighted(resized, gain, resized, 0, (intercept - lowest) * gain, channel, cv2.CV_8U)
-    cv2.merge(channels, out)
+    for (n, out), end in zip(outputs.items(), ends, strict=True):
+        cv2.merge([channel[0, end - n * n : end].reshape(n, n) for channel in channels], out)
 
 
 def _mirror(image: np.ndarray, flip: int, n: int) -> None:

@@ -1,0 +1,388 @@
+"""The ways of turning CT files into batches that bench/input_pipeline.py compares.
+
+Each runs in a process of its own, in the environment that has its libraries: this file imports a library only
+inside the contender that needs it. A contender is a function of (files, batch size) that yields batches
+{300: uint8 [b, 300, 300, 3], 299: ...} without end, and its stages for one slice, which are profiled.
+
+The process answers commands on standard input with a line of JSON each: `run SECONDS`, `images PATH` and
+`profile`. BENCH_FILES is a JSON list of files; BENCH_DATA, BENCH_ZIP and BENCH_SHARDS are data sets.
+"""
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+SIZES = (300, 299)
+WINDOWS = ((40, 80), (80, 200), (40, 380))
+CORES = len(os.sched_getaffinity(0))
+
+Batches = Iterator[dict[int, np.ndarray]]
+Stages = list[tuple[str, Callable]]
+
+
+def windows(hu: np.ndarray) -> np.ndarray:
+    """What Kaggle's kernels do, in numpy."""
+    channels = [np.clip((hu - (level - width / 2)) / width, 0, 1) for level, width in WINDOWS]
+    return np.round(np.stack(channels, axis=-1) * 255).astype(np.uint8)
+
+
+def read_with_pydicom(path: str) -> np.ndarray:
+    import pydicom
+
+    dataset = pydicom.dcmread(path)
+    hu = dataset.pixel_array.astype(np.float32) * float(dataset.RescaleSlope) + float(
+        dataset.RescaleIntercept
+    )
+    return np.maximum(hu, np.float32(-1024))
+
+
+def images_with_pydicom(path: str) -> list[np.ndarray]:
+    import cv2
+
+    hu = read_with_pydicom(path)
+    return [windows(cv2.resize(hu, (size, size))) for size in SIZES]
+
+
+def pydicom_stages() -> Stages:
+    import cv2
+    import pydicom
+
+    return [
+        ("parse", pydicom.dcmread),
+        ("decode", lambda dataset: np.maximum(dataset.pixel_array.astype(np.float32) - 1024, -1024)),
+        ("resize", lambda hu: [cv2.resize(hu, (size, size)) for size in SIZES]),
+        ("window", lambda resized: [windows(hu) for hu in resized]),
+    ]
+
+
+def numpy_function_a_slice(files: list[str], batch: int) -> Batches:
+    import tensorflow as tf
+
+    def load(path: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        images = tf.numpy_function(lambda name: images_with_pydicom(name.decode()), [path], [tf.uint8] * 2)
+        for image, size in zip(images, SIZES, strict=True):
+            image.set_shape((size, size, 3))
+        return tuple(images)
+
+    dataset = tf.data.Dataset.from_tensor_slices(files).repeat().map(load, num_parallel_calls=CORES)
+    for pair in dataset.batch(batch).prefetch(2):
+        yield dict(zip(SIZES, pair, strict=True))
+
+
+def data_loader(files: list[str], batch: int) -> Batches:
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    class Slices(Dataset):
+        def __len__(self) -> int:
+            return 1 << 20
+
+        def __getitem__(self, item: int) -> list:
+            return images_with_pydicom(files[item % len(files)])
+
+    torch.set_num_threads(1)
+    for pair in DataLoader(Slices(), batch_size=batch, num_workers=2):
+        yield dict(zip(SIZES, (images.numpy() for images in pair), strict=True))
+
+
+def monai_transform() -> Callable[[str], list]:
+    import monai.transforms as mt
+    import torch
+
+    torch.set_num_threads(1)
+    names = [f"image{size}" for size in SIZES]
+    steps: list = [
+        mt.LoadImaged(
+            "image", reader="PydicomReader", swap_ij=False, ensure_channel_first=True, dtype=np.float32
+        ),
+        mt.ThresholdIntensityd("image", threshold=-1024, above=True, cval=-1024),
+        mt.CopyItemsd("image", times=len(names), names=names),
+    ]
+    for size, name in zip(SIZES, names, strict=True):
+        steps.append(mt.Resized(name, (size, size), mode="bilinear"))
+        channels = [f"{name}-{number}" for number in range(len(WINDOWS))]
+        steps.append(mt.CopyItemsd(name, times=len(WINDOWS), names=channels))
+        for channel, (level, width) in zip(channels, WINDOWS, strict=True):
+            low, high = level - width / 2, level + width / 2
+            steps.append(mt.ScaleIntensityRanged(channel, low, high, 0, 255, clip=True))
+        steps.append(mt.ConcatItemsd(channels, name))
+    transform = mt.Compose(steps)
+
+    def images(path: str) -> list:
+        result = transform({"image": path})
+        return [result[name].as_tensor().round().to(torch.uint8).permute(1, 2, 0) for name in names]
+
+    return images
+
+
+def monai_loader(files: list[str], batch: int) -> Batches:
+    from torch.utils.data import DataLoader, Dataset
+
+    images = monai_transform()
+
+    class Slices(Dataset):
+        def __len__(self) -> int:
+            return 1 << 20
+
+        def __getitem__(self, item: int) -> list:
+            return images(files[item % len(files)])
+
+    for pair in DataLoader(Slices(), batch_size=batch, num_workers=2):
+        yield dict(zip(SIZES, (images.numpy() for images in pair), strict=True))
+
+
+def monai_stages() -> Stages:
+    import monai.transforms as mt
+    import torch
+
+    torch.set_num_threads(1)
+    load = mt.LoadImage(reader="PydicomReader", swap_ij=False, ensure_channel_first=True, dtype=np.float32)
+    resize = [mt.Resize((size, size), mode="bilinear") for size in SIZES]
+    window = [mt.ScaleIntensityRange(lv - w / 2, lv + w / 2, 0, 255, clip=True) for lv, w in WINDOWS]
+    return [
+        ("parse and decode", load),
+        ("resize", lambda image: [one(image) for one in resize]),
+        ("window", lambda resized: [torch.cat([one(hu) for one in window]) for hu in resized]),
+    ]
+
+
+def _index(files: list[str]):
+    from ich_keras.datasets.index import load_index
+
+    index = load_index(os.environ["BENCH_DATA"])
+    place = {str(index.root / path): row for row, path in enumerate(index.rows["path"])}
+    return index, np.array([place[name] for name in files])
+
+
+def _all_rows(variable: str):
+    from ich_keras.datasets.index import load_index
+    from ich_keras.datasets.shards import is_shards, load_shards
+
+    data = Path(os.environ[variable])
+    index = load_shards(data) if is_shards(data) else load_index(data)
+    return index, np.arange(len(index.rows))
+
+
+def _with_tf_data(index, rows: np.ndarray, batch: int) -> Batches:
+    from ich_keras.datasets.pipeline import inference_dataset
+
+    many = np.tile(rows, (1 << 19) // len(rows))
+    for images in inference_dataset(index, many, ["efficientnetb3", "inceptionresnetv2"], batch_size=batch):
+        yield {300: images["efficientnetb3"], 299: images["inceptionresnetv2"]}
+
+
+def ich_keras(files: list[str], batch: int) -> Batches:
+    yield from _with_tf_data(*_index(files), batch)
+
+
+def ich_keras_zip(files: list[str], batch: int) -> Batches:
+    yield from _with_tf_data(*_all_rows("BENCH_ZIP"), batch)
+
+
+def ich_keras_shards(files: list[str], batch: int) -> Batches:
+    yield from _with_tf_data(*_all_rows("BENCH_SHARDS"), batch)
+
+
+def ich_keras_threads(files: list[str], batch: int) -> Batches:
+    """Without a framework, as a PyDataset with workers would."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ich_keras.datasets.batches import decode_batch, slice_table
+
+    index, rows = _index(files)
+    table = slice_table(index)
+    starts = itertools.count(0, batch)
+
+    def load() -> dict[int, np.ndarray]:
+        return decode_batch(table, rows[(next(starts) + np.arange(batch)) % len(rows)], SIZES)
+
+    with ThreadPoolExecutor(CORES) as pool:
+        waiting = [pool.submit(load) for _ in range(CORES + 2)]
+        while True:
+            yield waiting.pop(0).result()
+            waiting.append(pool.submit(load))
+
+
+def ich_keras_stages() -> Stages:
+    import cv2
+
+    from ich_keras.datasets import batches
+
+    cv2.setNumThreads(1)
+    index, rows = _index(json.loads(os.environ["BENCH_FILES"]))
+    table = batches.slice_table(index)
+    row_of = {str(index.root / table.path[row]): row for row in rows}
+    image = {size: np.empty((size, size, 3), np.uint8) for size in SIZES}
+    stored = np.empty((512, 512), np.int16)
+
+    def read(path: str) -> int:
+        batches._read_bytes(path, int(table.offset[row_of[path]]), stored)
+        return row_of[path]
+
+    def decode(row: int) -> tuple[np.ndarray, float]:
+        return batches._read(table, row, table.path[row])
+
+    def resize(found: tuple[np.ndarray, float]) -> tuple[np.ndarray, float]:
+        for size in SIZES:
+            cv2.resize(found[0], (size, size), dst=batches._scratch.get("resized", (size, size), np.float32))
+        return found
+
+    def draw(found: tuple[np.ndarray, float]) -> None:
+        batches._draw(*found, image)
+
+    # `decode` reads again and `draw` resizes again; `subtract` takes what is counted twice off.
+    return [("bytes", read), ("decode - bytes", decode), ("resize", resize), ("window - resize", draw)]
+
+
+def tensorflow_ops(files: list[str], batch: int) -> Batches:
+    """TensorFlow's own ops on the bytes at the indexed place; slices of 512 x 512, slope 1, as RSNA's are."""
+    import tensorflow as tf
+
+    index, rows = _index(files)
+    table = index.rows.iloc[rows]
+    level, width = (tf.constant(values, tf.float32) for values in zip(*WINDOWS, strict=True))
+
+    def load(path: tf.Tensor, offset: tf.Tensor, signed: tf.Tensor, intercept: tf.Tensor) -> tuple:
+        data = tf.strings.substr(tf.io.read_file(path), offset, 512 * 512 * 2)
+        stored = tf.cond(
+            signed,
+            lambda: tf.cast(tf.io.decode_raw(data, tf.int16), tf.float32),
+            lambda: tf.cast(tf.io.decode_raw(data, tf.uint16), tf.float32),
+        )
+        hu = tf.maximum(tf.reshape(stored, (512, 512, 1)) + intercept, -1024.0)
+        images = []
+        for size in SIZES:
+            grey = (tf.image.resize(hu, (size, size)) - (level - width / 2)) / width
+            images.append(tf.cast(tf.round(tf.clip_by_value(grey, 0, 1) * 255), tf.uint8))
+        return tuple(images)
+
+    columns = (files, table["offset"], table["signed"], table["intercept"].astype(np.float32))
+    dataset = tf.data.Dataset.from_tensor_slices(tuple(np.asarray(column) for column in columns))
+    for pair in dataset.repeat().map(load, num_parallel_calls=CORES).batch(batch).prefetch(2):
+        yield dict(zip(SIZES, pair, strict=True))
+
+
+def bytes_alone(files: list[str], batch: int) -> Batches:
+    """np.fromfile in as many threads as cores, and nothing else."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    starts = itertools.count(0, batch)
+
+    def load() -> dict[int, np.ndarray]:
+        start = next(starts)
+        for number in range(start, start + batch):
+            np.fromfile(files[number % len(files)], np.uint8)
+        return {}
+
+    with ThreadPoolExecutor(CORES) as pool:
+        waiting = [pool.submit(load) for _ in range(CORES + 2)]
+        while True:
+            yield waiting.pop(0).result()
+            waiting.append(pool.submit(load))
+
+
+CONTENDERS: dict[str, tuple[Callable[[list[str], int], Batches], Callable[[], Stages] | None, bool]] = {
+    "ich_keras (tf.data)": (ich_keras, ich_keras_stages, False),
+    "ich_keras (threads, no TensorFlow)": (ich_keras_threads, ich_keras_stages, False),
+    "ich_keras (Kaggle's zip)": (ich_keras_zip, None, False),
+    "ich_keras (shards)": (ich_keras_shards, None, False),
+    "pydicom + cv2, numpy_function a slice": (numpy_function_a_slice, pydicom_stages, False),
+    "TensorFlow's own ops": (tensorflow_ops, None, False),
+    "PyTorch DataLoader, 2 workers, pydicom + cv2": (data_loader, pydicom_stages, True),
+    "MONAI in a DataLoader, 2 workers": (monai_loader, monai_stages, True),
+    "np.fromfile alone": (bytes_alone, None, False),
+}
+"""Name: batches, stages, and whether it runs in the peers' environment."""
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its living and dead children."""
+    times = os.times()
+    total = times.user + times.system + times.children_user + times.children_system
+    tick = os.sysconf("SC_CLK_TCK")
+    for thread in Path("/proc/self/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            fields = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
+            total += (int(fields[11]) + int(fields[12])) / tick
+    return total
+
+
+def idle_seconds() -> float:
+    """Time that this machine's cores have had nothing to do."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
+
+
+def run(make: Callable[[list[str], int], Batches], files: list[str], batch: int, seconds: float) -> dict:
+    batches = make(files, batch)
+    for _ in range(4):
+        next(batches)
+    count, start, cpu, idle = 0, time.perf_counter(), cpu_seconds(), idle_seconds()
+    while time.perf_counter() - start < seconds:
+        next(batches)
+        count += batch
+    elapsed = time.perf_counter() - start
+    result = {
+        "slices_per_second": count / elapsed,
+        "cpu_ms_per_slice": (cpu_seconds() - cpu) / count * 1e3,
+        "idle_cores": (idle_seconds() - idle) / elapsed,
+    }
+    batches.close()  # type: ignore[attr-defined]
+    return result
+
+
+def profile(stages: Stages, files: list[str]) -> dict[str, float]:
+    """CPU milliseconds of each stage for a slice, in one thread: the lowest of five passes."""
+    passes = []
+    for _ in range(5):
+        spent = dict.fromkeys((name for name, _ in stages), 0.0)
+        for path in files[:64]:
+            value = path
+            for name, stage in stages:
+                start = time.thread_time()
+                value = stage(value)
+                spent[name] += time.thread_time() - start
+        passes.append(spent)
+    shares = {name: min(one[name] for one in passes) / len(files[:64]) * 1e3 for name, _ in stages}
+    for name in list(shares):
+        if " - " in name:
+            plain, other = name.split(" - ")
+            shares[plain] = max(0.0, shares.pop(name) - shares[other])
+    return shares
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not reach the pipe
+    make, stages, _ = CONTENDERS[sys.argv[1]]
+    files, batch = json.loads(os.environ["BENCH_FILES"]), 16
+    for line in sys.stdin:
+        command, *arguments = line.split(maxsplit=1)
+        try:
+            if command == "run":
+                answer = run(make, files, batch, float(arguments[0]))
+            elif command == "images":
+                images = next(make(files, batch))
+                np.savez(
+                    arguments[0].strip(), **{str(size): np.asarray(image) for size, image in images.items()}
+                )
+                answer = {}
+            else:
+                answer = profile(stages(), files) if stages else {}
+        except ImportError as error:
+            answer = {"missing": error.name or str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+    os._exit(0) if threading.active_count() > 1 else None
+
+
+if __name__ == "__main__":
+    main()
