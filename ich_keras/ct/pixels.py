@@ -93,7 +93,11 @@ def decode_frame(
     decoded = _call(decoder, data)
     if decoded.shape != (rows, columns) or decoded.dtype.kind not in "iu":
         raise _undecodable(codec)
-    return Frame(decoded.view(f"u{decoded.itemsize}"), min(bits_stored, shape[3]))
+    width = bits_allocated // 8
+    cells = decoded.astype(f"{decoded.dtype.kind}{width}").view(f"u{width}")
+    # JPEG 2000 and JPEG-LS writers put a signed value's sign at the code stream's precision, JPEG at BitsStored.
+    sign_at_precision = codec.decoder != "jpeg8_decode"
+    return Frame(cells, min(bits_stored, shape[3]) if sign_at_precision else bits_stored)
 
 
 def _call(decoder: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -99,11 +99,14 @@ def test_what_lies_in_a_nested_sequence_is_not_the_slices():
     assert found.values == {0x00280010: struct.pack("<H", 77)}
 
 
-def test_unknown_vr_of_undefined_length_is_implicit_inside():
-    # PS3.5 section 6.2.2: read as explicit, the inner element's length would run past the file.
-    implicit_item = struct.pack("<HHL", 0x28, 0x10, 2) + struct.pack("<H", 11)
+@pytest.mark.parametrize("outer", [b"", UNDEFINED_SEQUENCE + UNDEFINED_ITEM])
+def test_unknown_vr_of_undefined_length_is_implicit_inside(outer):
+    # PS3.5 section 6.2.2. The inner element's length is "US\0\0": read as explicit, it would be an empty US.
+    length = int.from_bytes(b"US", "little")
+    implicit_item = struct.pack("<HHL", 0x29, 0x10, length) + b"\xff" * length
     unknown = struct.pack("<HH2sHL", 0x09, 0x1001, b"UN", 0, 0xFFFFFFFF)
-    nested = unknown + UNDEFINED_ITEM + implicit_item + ITEM_END + SEQUENCE_END
+    nested = outer + unknown + UNDEFINED_ITEM + implicit_item + ITEM_END + SEQUENCE_END
+    nested += ITEM_END + SEQUENCE_END if outer else b""
     assert walk(meta(elements.EXPLICIT_LITTLE) + nested + ROWS).values[0x00280010] == struct.pack("<H", 77)
 
 

@@ -206,6 +206,28 @@ def test_pydicoms_bundled_files(name):
     np.testing.assert_array_equal(values, expected)
 
 
+def test_jpeg2000_of_fewer_bits_has_its_sign_there(slice_file, head):
+    values = head - np.int16(2000)
+    code_stream = imagecodecs.jpeg2k_encode(
+        (values & 0x1FFF).astype(np.uint16), level=0, codecformat="j2k", reversible=True, bitspersample=13
+    )
+    file = slice_file(values, syntax=JPEG2000Lossless, code_stream=code_stream)
+    np.testing.assert_array_equal(read_hu(file), np.maximum(values.astype(float) - 1024, -1024))
+    file.seek(0)
+    np.testing.assert_array_equal(pydicom.dcmread(file).pixel_array, values)
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_jpeg_of_fewer_bits_has_its_sign_at_bits_stored(slice_file, head, bits):
+    # No value is negative, so a writer may well take fewer bits than BitsStored.
+    values = (head >> (12 - bits)).astype(np.uint16)
+    cells = values.astype(np.uint8) if bits == 8 else values
+    assert values.max() >= 1 << (bits - 1)
+    code_stream = imagecodecs.jpeg8_encode(cells, lossless=True, predictor=1, bitspersample=bits)
+    file = slice_file(values.astype(np.int16), syntax=JPEGLosslessSV1, code_stream=code_stream)
+    np.testing.assert_array_equal(read_hu(file), values.astype(float) - 1024)
+
+
 @pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.keyword)
 def test_code_stream_of_another_size_is_refused(slice_file, head, syntax):
     stored = head.astype(np.uint16)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -303,11 +304,15 @@ def test_fingerprint_tells_data_apart_and_not_places(rsna_folder, tmp_path):
     other = rsna_folder(tmp_path / "elsewhere/b")
     os.utime(slice_path(other, 2), ns=(1, 1))
     assert load_index(other).fingerprint == one.fingerprint
+    with open(slice_path(other, 2), "ab") as file:
+        file.write(struct.pack("<HH2sHL", 0xFFFC, 0xFFFC, b"OB", 0, 0))
+    grown = load_index(other).fingerprint
+    assert grown != one.fingerprint
     text = (other / "stage_2_train.csv").read_text()
     (other / "stage_2_train.csv").write_text(
         text.replace(f"{image_id(0)}_subdural,0", f"{image_id(0)}_subdural,1")
     )
-    assert load_index(other).fingerprint != one.fingerprint
+    assert load_index(other).fingerprint not in (one.fingerprint, grown)
 
 
 def test_phantoms_are_marked(rsna_folder, tmp_path):
