@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
-from sklearn.isotonic import IsotonicRegression
 
 from ich_keras.errors import InputError
 from ich_keras.evaluation.metrics import CLIP, log_losses, roc_points
@@ -58,6 +56,8 @@ def temperature(truth: np.ndarray, score: np.ndarray) -> float | None:
     """T that minimises the log loss of `expit(logit(score) / T)`; None where one class is absent."""
     if truth.all() or not truth.any():
         return None
+    from scipy.optimize import minimize_scalar
+
     logits = logit(np.clip(score, CLIP, 1 - CLIP))
 
     def loss(log_t: float) -> float:
@@ -83,6 +83,9 @@ def fit(validation: pd.DataFrame, labels: pd.DataFrame, evaluated: pd.DataFrame)
     Raises:
         InputError: "bad-predictions" for shared ids or a slice without labels.
     """
+    # Here, since it takes a second to load and an evaluation without validation predictions goes without it.
+    from sklearn.isotonic import IsotonicRegression
+
     require_disjoint(validation, evaluated)
     at = pd.Index(labels["id"]).get_indexer(pd.Index(validation["id"]))
     if (at < 0).any():

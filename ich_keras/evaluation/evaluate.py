@@ -140,6 +140,7 @@ def evaluate_predictions(
     # Imported here, since drawing takes a second to load and metrics alone do not need it.
     from ich_keras.evaluation import report
 
+    evaluation.document["tables"] = report.table_data(evaluation)
     with whole_file(out / "report.md") as temporary:
         temporary.write_text(report.markdown(evaluation), encoding="utf-8")
     if html:

@@ -38,6 +38,12 @@ def markdown(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def table_data(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The tables that stand beside the paper's, for metrics.json."""
+    (part,) = (part for part in sections(evaluation, draw=False) if part.key == "paper")
+    return [table.data() for table in part.tables]
+
+
 def cell_html(cell: Cell) -> Markup:
     """A table cell; a comparison is ours, the paper's and the difference, one under the other."""
     if isinstance(cell, Compare):

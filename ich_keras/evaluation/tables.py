@@ -57,17 +57,17 @@ class Table:
         return "\n".join(lines)
 
     def data(self) -> dict[str, Any]:
-        """The table for a JSON file; `Compare` cells as `{"paper", "ours", "difference"}`."""
-        cells = [
-            [
-                {"paper": c.paper, "ours": c.ours, "difference": c.difference}
-                if isinstance(c, Compare)
-                else c
-                for c in row
-            ]
-            for row in self.rows
-        ]
+        """The table for a JSON file; cells with several numbers become objects that name them."""
+        cells = [[_cell_data(cell) for cell in row] for row in self.rows]
         return {"title": self.title, "header": list(self.header), "rows": cells, "notes": list(self.notes)}
+
+
+def _cell_data(cell: Cell) -> Any:
+    if isinstance(cell, Compare):
+        return {"paper": cell.paper, "ours": cell.ours, "difference": cell.difference}
+    if isinstance(cell, Interval):
+        return {"value": cell.value, "interval": list(cell.span) if cell.span else None}
+    return cell
 
 
 def number_text(value: float | int | str | None, sign: bool = False, decimals: int = 4) -> str:

@@ -72,6 +72,13 @@ def test_writes_the_outputs(rng, labels, tmp_path):
     assert read["models"]["hybrid"]["folds"]["1"]["labels"]["any"]["auc"] == pytest.approx(
         expected, rel=1e-12
     )
+    titles = [table["title"] for table in read["tables"]]
+    assert [title.split(".")[0] for title in titles if title[0] in "TF"] == [
+        "Table 1",
+        "Table 2",
+        "Figure 1",
+        "Table 4",
+    ]
     report = (tmp_path / "report.md").read_text()
     assert "0.9057" in report  # the paper's Avg precision
     assert "9,401" in report  # Table 2
@@ -128,6 +135,23 @@ def test_intervals_and_differences_are_those_of_the_bootstrap(rng, labels, tmp_p
     assert difference["interval"] == pytest.approx(bootstrap.interval(hybrid - arm))
     # Averaging two noisy arms helps, and paired resamples show it.
     assert difference["excludes_zero"] is True
+
+
+def test_study_intervals_resample_the_studies_patients(rng, labels, tmp_path):
+    labels["patient"] = rng.choice(list("abcdefghijkl"), 50)[np.arange(300) // 6]
+    frame = simulate(rng, labels, signal=0.7)
+    document = evaluate_predictions(
+        {"mine": {"all": frame}}, labels, tmp_path, resamples=80, seed=1, html=False
+    )
+    by_study = frame.groupby("study")[list(LABELS)].max()
+    truth = labels.groupby("study")[list(LABELS)].max().loc[by_study.index]
+    patient = labels.groupby("study")["patient"].first().loc[by_study.index]
+    codes = np.unique(patient, return_inverse=True)[1]
+    weights = bootstrap.draw(codes.max() + 1, 80, seed=1)
+    drawn = bootstrap.replicates(truth.to_numpy(bool), by_study.to_numpy(), codes, weights)
+    for measure in ("auc", "sensitivity"):
+        found = document["intervals"]["study"]["max"]["labels"]["any"][measure]
+        assert found == pytest.approx(bootstrap.interval(drawn["labels", "any", measure]))
 
 
 def test_slices_without_patients_are_said(rng, labels, tmp_path):
