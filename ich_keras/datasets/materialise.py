@@ -24,7 +24,16 @@ import pandas as pd
 from ich_keras import errors
 from ich_keras.datasets.batches import decode_batch, slice_table
 from ich_keras.datasets.index import Index, load_index
-from ich_keras.datasets.shards import CODECS, MANIFEST, ROWS, SIZES, VERSION, encode_image, place_columns
+from ich_keras.datasets.shards import (
+    CODECS,
+    MANIFEST,
+    PLAN,
+    ROWS,
+    SIZES,
+    VERSION,
+    encode_image,
+    place_columns,
+)
 from ich_keras.errors import InputError, SliceError
 from ich_keras.files import fingerprint, sha256_of_file, whole_file, write_json
 from ich_keras.labels import LABELS
@@ -36,8 +45,6 @@ log = logging.getLogger(__name__)
 
 SLICES_PER_SHARD = 2048
 """Some 110 MB: few files for a file system, many for a machine's cores to share."""
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)

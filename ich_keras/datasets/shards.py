@@ -31,7 +31,7 @@ SIZES = tuple(sorted({arm.image_size for arm in ARMS.values()}, reverse=True))
 CODECS = ("zstd", "zlib")
 """zstd is smaller and faster; zlib is for readers that have TensorFlow's ops and nothing else."""
 
-MANIFEST, ROWS = "shards.json", "rows.parquet"
+PLAN, MANIFEST, ROWS = "shards-plan.json", "shards.json", "rows.parquet"
 VERSION = 1
 
 _ZSTD_LEVEL, _ZLIB_LEVEL = 9, 6
@@ -125,8 +125,8 @@ def _look_up(codes: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def is_shards(folder: Path) -> bool:
-    """Whether `folder` holds finished shards."""
-    return (folder / MANIFEST).is_file()
+    """Whether `folder` holds shards, finished or not."""
+    return (folder / PLAN).is_file()
 
 
 def load_shards(folder: Path) -> Index:
