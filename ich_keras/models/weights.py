@@ -8,6 +8,7 @@ stays what it is.
 import json
 import logging
 import os
+import warnings
 from pathlib import Path
 
 import h5py
@@ -138,8 +139,11 @@ def _parameters(group: h5py.Group) -> int:
 def _load(model: keras.Model, path: Path, arm: str) -> None:
     before = model.get_weights()
     try:
-        model.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
+        with warnings.catch_warnings():
+            # Keras warns, and goes on, where a file lacks what a layer needs.
+            warnings.filterwarnings("error", "Skipping nested container", UserWarning)
+            model.load_weights(path)
+    except (ValueError, KeyError, OSError, UserWarning) as error:
         model.set_weights(before)
         reason = str(error).strip().splitlines()[0]
         raise InputError("wrong-weights", f"{path} does not fit {arm}: {reason}") from error

@@ -1,0 +1,117 @@
+"""The hybrid as one SavedModel: HU in, probabilities out, for TensorFlow alone.
+
+Resizing, windows, both arms and their mean are in one graph, so that a served slice can't be prepared
+otherwise than a training slice was.
+"""
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from ich_keras.files import sha256_of_file, whole_folder, write_json
+from ich_keras.labels import HU_FLOOR, LABELS, WINDOWS
+
+logger = logging.getLogger(__name__)
+
+SAVED_MODEL = "saved_model"
+METADATA = "metadata.json"
+
+
+def images_from_hu(hu: tf.Tensor, size: int) -> tf.Tensor:
+    """Slices in HU to an arm's images, as `ct.preprocess.slice_to_image` makes them.
+
+    Args:
+        hu: float32 `[N, H, W]`, any size.
+        size: the arm's image size n.
+
+    Returns:
+        float32 `[N, n, n, 3]`, whole grey levels 0..255.
+    """
+    hu = tf.maximum(hu, HU_FLOOR)[..., tf.newaxis]
+    hu = tf.image.resize(hu, (size, size), method="bilinear", antialias=False)
+    low = tf.constant([window.level - window.width / 2 for window in WINDOWS], tf.float32)
+    width = tf.constant([window.width for window in WINDOWS], tf.float32)
+    return tf.round(tf.clip_by_value((hu - low) / width, 0.0, 1.0) * 255.0)
+
+
+def serving_function(arms: Sequence[keras.Model]) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The whole computation: HU `[N, H, W]` to a dict of `[N, 6]`, "probability" and one entry per arm."""
+
+    def serve(hu: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = {arm.name: arm(images_from_hu(hu, arm.input_shape[1]), training=False) for arm in arms}
+        mean = tf.add_n(list(outputs.values())) / len(outputs)
+        return {"probability": mean, **outputs}
+
+    return serve
+
+
+def export_saved_model(
+    arms: Sequence[keras.Model], out: str | os.PathLike[str], metadata: dict[str, Any]
+) -> None:
+    """Writes `out/saved_model` and `out/metadata.json`, both or neither.
+
+    The SavedModel's signature takes `hu`, float32 `[N, H, W]` of any size, and gives a dict of float32
+    `[N, 6]`: `probability`, the mean, and one entry under each arm's name. It needs no Keras to load.
+
+    Args:
+        arms: one or more models of `build_arm`.
+        out: the folder to write; an older export there is replaced.
+        metadata: what the caller knows of the model (runs, thresholds, calibration), added to the
+            labels, windows, sizes, versions and sha256 of each file.
+    """
+    with whole_folder(out) as folder:
+        _write_saved_model(arms, folder / SAVED_MODEL)
+        write_json(folder / METADATA, {**describe(arms), **metadata, "files": file_hashes(folder)})
+    logger.info("wrote %s", out)
+
+
+def _write_saved_model(arms: Sequence[keras.Model], folder: Path) -> None:
+    hu = tf.TensorSpec([None, None, None], tf.float32, name="hu")
+    traced = tf.function(serving_function(arms), input_signature=[hu]).get_concrete_function()
+    # Of constants TensorFlow folds BatchNorm into the convolutions when it loads the graph.
+    frozen = convert_variables_to_constants_v2(traced)
+    names = sorted(traced.structured_outputs)
+
+    @tf.function(input_signature=[hu])
+    def serve(hu):
+        return dict(zip(names, frozen(hu), strict=True))
+
+    tf.saved_model.save(
+        tf.Module(),
+        str(folder),
+        signatures=serve,
+        # swish has a gradient of its own, which a graph of constants can't hold.
+        options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+    )
+
+
+def describe(arms: Sequence[keras.Model]) -> dict[str, Any]:
+    """What a reader of an export must know: labels, windows, the arms' sizes, versions."""
+    return {
+        "labels": list(LABELS),
+        "hu_floor": HU_FLOOR,
+        "windows": [window._asdict() for window in WINDOWS],
+        "arms": {arm.name: {"image_size": arm.input_shape[1]} for arm in arms},
+        "input": {"hu": "float32 [N, H, W], HU"},
+        "outputs": {name: "float32 [N, 6]" for name in ("probability", *(arm.name for arm in arms))},
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file under `folder`, by its path within it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
