@@ -95,7 +95,7 @@ def decode_frame(
         raise _undecodable(codec)
     width = bits_allocated // 8
     cells = decoded.astype(f"{decoded.dtype.kind}{width}").view(f"u{width}")
-    # JPEG 2000 and JPEG-LS writers put a signed value's sign at the code stream's precision, JPEG at BitsStored.
+    # JPEG 2000 and JPEG-LS have a signed value's sign at the code stream's precision, JPEG at BitsStored.
     sign_at_precision = codec.decoder != "jpeg8_decode"
     return Frame(cells, min(bits_stored, shape[3]) if sign_at_precision else bits_stored)
 
