@@ -84,13 +84,13 @@ def evaluate_predictions(
         test_set: "full" or "balanced" where the slices are one of the paper's test sets.
         context: what is printed and stored with the numbers. Keys that are used: `synthetic` (bool),
             `protocol`, `leakage` (one sentence), `notes` (sentences), `runs` (the contents of each run.json),
-            `counts` (slices with each label in the training set). Everything is stored.
+            `counts` (the training set: `slices`, and how many have each label). Everything is stored.
         threshold: a slice is called positive at this probability or above.
         resamples: resamples of the patients for intervals; 0 for none.
         seed: of the resamples.
         validation: predictions of each fold's validation slices, same models and folds, for operating points
             and calibration; models and folds without are left as they are.
-        validation_labels: labels of those slices.
+        validation_labels: labels of (at least) those slices.
         details: rows of the index, for subgroups: see `subgroups.groupings`.
         leakage: counts by protocol: see `leakage.leakage_table`.
         protocols: metrics.json of the other protocol's evaluation, by protocol, to stand beside this one.
@@ -178,7 +178,9 @@ def fit_operating_points(
         return
     if validation_labels is None:
         raise InputError("bad-predictions", "validation predictions without validation labels; give both.")
-    known = check_labels(validation_labels, "validation labels")
+    # Rows of other slices may be there, with labels that nobody knows.
+    wanted = {i for folds in validation.values() for frame in folds.values() for i in frame["id"]}
+    known = check_labels(validation_labels[validation_labels["id"].isin(wanted)], "validation labels")
     for model, folds in evaluation.frames.items():
         for fold, frame in folds.items():
             if fold not in validation.get(model, {}):

@@ -166,8 +166,10 @@ def _paper_section(evaluation: Evaluation, draw: bool, blocks: Mapping[str, Any]
     part.tables.append(tables.confusion_table(mean, title, as_hybrid))
     truth = evaluation.arrays(evaluation.shown)[0]
     counts = {"test": summaries.counts_of(truth)}
-    if document["context"].get("counts"):
-        counts["training"] = document["context"]["counts"]
+    given = document["context"].get("counts")
+    if given:
+        absent = given["slices"] - given["any"]
+        counts["training"] = {**given, "non-hemorrhage": absent, "total": given["slices"]}
     part.tables += [
         summaries.figure_1_table(counts, test_set),
         summaries.literature_table(mean, title),

@@ -219,7 +219,7 @@ def figure_1_table(counts: Mapping[str, Mapping[str, int]], test_set: str | None
     for name, printed in paper.FIGURE_1.items():
         cells: list[Cell] = [name]
         if "training" in counts:
-            ours = counts["training"].get(name)
+            ours = counts["training"][name]
             cells.append(Compare(printed[0], ours) if column else ours)
         ours = counts["test"][name]
         cells.append(Compare(printed[column], ours) if column else ours)

@@ -70,10 +70,11 @@ def page(tmp_path_factory):
             "protocol": "paper",
             "notes": ["<b>Fold 1</b> is left out."],
             "runs": [RUN],
+            "counts": {"slices": 5_003, **dict.fromkeys(LABELS, 1_001)},
         },
         resamples=40,
         validation=validation,
-        validation_labels=other,
+        validation_labels=pd.concat([other, other.assign(id=other["id"] + "x", epidural=-1)]),
         details=details.assign(bits_stored=12, signed=False),
         leakage=[LEAKAGE],
         image=picture,
@@ -121,6 +122,7 @@ def test_says_what_it_is(page):
     assert "small, not in the paper" in text
     assert "&lt;b&gt;Fold 1&lt;/b&gt; is left out." in text
     assert "58 (96.7%)" in text
+    assert "4,002" in text  # training slices without hemorrhage
     for part in ("Figure 1", "Figure 8", "Figure 11", "Figures 6 and 7", "Table 1", "Table 2", "Table 4"):
         assert part in text
     assert "batch size 16" in text
