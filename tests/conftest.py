@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-# As `command.import_keras` does: two runs of one seed are equal only so. Here before any test imports TensorFlow.
+# As `command.import_keras` does, but before any test imports TensorFlow.
 os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parents[1]

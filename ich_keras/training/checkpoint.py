@@ -32,14 +32,13 @@ def save_checkpoint(
     Args:
         folder: the run's `checkpoints/`.
         step: number of training steps done.
-        arrays: every variable by its name.
+        arrays: every variable by a name without slashes.
         state: JSON-serialisable counters and histories.
         keep: how many checkpoints stay.
     """
     target = folder / f"step-{step:09d}"
     with whole_folder(target) as temporary:
-        # np.savez takes names as keywords; a variable's path holds slashes, which a zip would nest.
-        np.savez(temporary / ARRAYS, **{name.replace("/", "|"): array for name, array in arrays.items()})
+        np.savez(temporary / ARRAYS, **arrays)
         record = {"step": step, "sha256": sha256_of_file(temporary / ARRAYS), "state": dict(state)}
         text = json.dumps(record)
         (temporary / STATE).write_text(text, encoding="utf-8")
@@ -56,7 +55,7 @@ def _read(checkpoint: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if found != record["sha256"]:
         raise ValueError(f"sha256 of {ARRAYS} is {found[:12]}, expected {record['sha256'][:12]}")
     with np.load(checkpoint / ARRAYS, allow_pickle=False) as archive:
-        arrays = {name.replace("|", "/"): archive[name] for name in archive.files}
+        arrays = dict(archive)
     return arrays, record["state"]
 
 

@@ -45,9 +45,17 @@ class Progress:
 
 
 def _named_variables(model: keras.Model) -> dict[str, Any]:
-    # Optimizer and metric paths repeat between layers of one name, so a position goes before each.
-    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    return {f"{number:05d}/{variable.path}": variable for number, variable in enumerate(variables)}
+    # By place: Keras numbers the names of layers through a process, so they differ between two.
+    owners = {
+        "model": model.variables,
+        "optimizer": model.optimizer.variables,
+        "metric": model.metrics_variables,
+    }
+    return {
+        f"{owner}-{number:05d}": variable
+        for owner, variables in owners.items()
+        for number, variable in enumerate(variables)
+    }
 
 
 class _Watcher(keras.callbacks.Callback):

@@ -1,0 +1,263 @@
+import json
+import logging
+import shutil
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from ich_keras.datasets.index import load_index
+from ich_keras.datasets.splits import make_split
+from ich_keras.errors import InputError
+from ich_keras.labels import LABELS
+from ich_keras.models.arms import build_arm
+from ich_keras.training import fold as fold_module
+from ich_keras.training.checkpoint import load_checkpoint
+from ich_keras.training.fold import train_fold
+from ich_keras.training.options import TrainingOptions
+from ich_keras.training.prediction import hybrid_probabilities, load_run, predict_rows
+from ich_keras.training.prepare import choose_weights, prepare_fold
+from ich_keras.training.runs import Run
+from ich_keras.training.stopping import Stopped
+
+
+@pytest.fixture
+def options(phantom_data, tmp_path):
+    return TrainingOptions(
+        "tiny299",
+        2,
+        data=phantom_data,
+        runs=tmp_path / "runs",
+        epochs=2,
+        steps_per_epoch=3,
+        batch_size=4,
+        learning_rate=1e-3,
+        checkpoint_minutes=0,
+    )
+
+
+def run_of(options):
+    return Run(options.runs, options.protocol, options.arch, options.fold)
+
+
+def state_of(options):
+    arrays, state = load_checkpoint(run_of(options).checkpoints)
+    state.pop("seconds")
+    return arrays, state
+
+
+def test_a_run_folder_is_complete(small_runs, phantom_data):
+    run = Run(small_runs, "paper", "tiny300", 0)
+    record = run.read()
+    index = load_index(phantom_data)
+    split = make_split(index.rows, "paper", 0)
+    assert record["state"] == "complete"
+    assert record["split_fingerprint"] == split.fingerprint
+    assert record["synthetic"] is True
+    assert record["arguments"]["weights"] == "none"
+    history = pd.read_csv(run.history)
+    assert list(history["step"]) == [3]
+    predictions = pd.read_csv(run.predictions("validation"))
+    assert list(predictions["id"]) == list(index.rows["id"].iloc[split.validation(0)])
+    assert {path.name for path in run.folder.iterdir()} == {
+        "run.json",
+        "history.csv",
+        "best.weights.h5",
+        "last.weights.h5",
+        "checkpoints",
+        "tensorboard",
+        "predictions-validation.csv",
+    }
+    assert any(run.tensorboard.iterdir())
+
+
+def test_the_validation_loss_is_that_of_the_predictions(small_runs, phantom_data):
+    from sklearn.metrics import log_loss, roc_auc_score
+
+    run = Run(small_runs, "paper", "tiny299", 0)
+    predictions = pd.read_csv(run.predictions("validation")).set_index("id")
+    labels = load_index(phantom_data).rows.set_index("id").loc[predictions.index]
+    losses = [log_loss(labels[label], predictions[label], labels=[0, 1]) for label in LABELS]
+    last = pd.read_csv(run.history).iloc[-1]
+    assert last["val_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert last["val_auc_any"] == pytest.approx(roc_auc_score(labels["any"], predictions["any"]))
+
+
+def test_best_weights_give_the_predictions_again(small_runs, phantom_data):
+    run = Run(small_runs, "paper", "tiny300", 0)
+    index = load_index(phantom_data)
+    table = pd.read_csv(run.predictions("validation"))
+    positions = np.flatnonzero(index.rows["id"].isin(table["id"]))
+    arms = [load_run(run), load_run(Run(small_runs, "paper", "tiny299", 0))]
+    again = predict_rows(arms, index, positions, batch_size=5)
+    np.testing.assert_allclose(again["tiny300"], table[list(LABELS)], atol=1e-5)
+    mean = (again["tiny300"].astype(np.float64) + again["tiny299"]) / 2
+    np.testing.assert_allclose(hybrid_probabilities(again), mean, atol=1e-7)
+
+
+def test_a_run_cut_short_at_a_step_ends_as_an_uninterrupted_one(options, tmp_path, monkeypatch):
+    whole = options
+    train_fold(prepare_fold(whole))
+    cut = replace(options, runs=tmp_path / "cut")
+    save = fold_module.save_checkpoint
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut_at_step_4(folder, step, *args, **kwargs):
+        if step == 5:
+            raise PowerCut
+        return save(folder, step, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fold_module, "save_checkpoint", cut_at_step_4)
+        with pytest.raises(PowerCut):
+            train_fold(prepare_fold(cut))
+    assert load_checkpoint(run_of(cut).checkpoints)[1]["step"] == 4
+    train_fold(prepare_fold(replace(cut, resume=True)))
+    expected, state = state_of(whole)
+    found, found_state = state_of(cut)
+    assert found_state == state
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    for name in ("history.csv", "predictions-validation.csv"):
+        assert (run_of(cut).folder / name).read_bytes() == (run_of(whole).folder / name).read_bytes()
+
+
+def test_sigterm_saves_and_stops(options, monkeypatch):
+    prepared = prepare_fold(options)
+    seen = []
+    original = fold_module._Watcher.on_train_batch_end
+
+    def at_second_step(self, batch, logs=None):
+        seen.append(batch)
+        if len(seen) == 2:
+            self.stop.handle(15, None)
+        original(self, batch, logs)
+
+    monkeypatch.setattr(fold_module._Watcher, "on_train_batch_end", at_second_step)
+    with pytest.raises(Stopped, match="SIGTERM at step 2"):
+        train_fold(prepared)
+    assert load_checkpoint(run_of(options).checkpoints)[1]["step"] == 2
+    assert run_of(options).read()["state"] == "running"
+
+
+def test_a_loss_that_is_not_a_number_names_the_batch(options, monkeypatch):
+    prepared = prepare_fold(options)
+    good = fold_module.training_dataset
+
+    def poisoned(*args, start_step, **kwargs):
+        import tensorflow as tf
+
+        def poison(step, batch):
+            images, labels = batch
+            return images, tf.where(tf.equal(step, 4), tf.fill(tf.shape(labels), float("nan")), labels)
+
+        dataset = good(*args, start_step=start_step, **kwargs)
+        return tf.data.Dataset.zip(tf.data.Dataset.counter(start_step), dataset).map(poison)
+
+    monkeypatch.setattr(fold_module, "training_dataset", poisoned)
+    with pytest.raises(InputError, match="the loss of step 5 is not a number") as caught:
+        train_fold(prepared)
+    assert caught.value.reason == "training-diverged"
+    run = run_of(options)
+    stream = good(prepared.index, prepared.training, options.arch, batch_size=4, seed=0, start_step=4)
+    _, labels = next(iter(stream))
+    record = run.read()
+    assert record["state"] == "failed"
+    rows = prepared.index.rows.set_index("id").loc[record["batch"], list(LABELS)]
+    np.testing.assert_array_equal(rows.to_numpy(np.float32), labels)
+    assert all(identity in str(caught.value) for identity in record["batch"])
+    assert load_checkpoint(run.checkpoints)[1]["step"] == 4
+    model = build_arm(options.arch)
+    model.load_weights(run.last_weights)
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_a_folder_that_holds_a_run_is_not_touched(small_runs, phantom_data):
+    options = TrainingOptions("tiny300", 0, data=phantom_data, runs=small_runs)
+    with pytest.raises(InputError, match="--resume to go on with it, --overwrite") as caught:
+        prepare_fold(options)
+    assert caught.value.reason == "run-exists"
+
+
+def test_resuming_with_other_settings_is_refused_with_the_differences(small_runs, phantom_data, tmp_path):
+    shutil.copytree(small_runs, tmp_path / "runs")
+    same = dict(
+        data=phantom_data, runs=tmp_path / "runs", steps_per_epoch=3, batch_size=4, learning_rate=1e-3
+    )
+    with pytest.raises(InputError, match="can't be resumed with other settings") as caught:
+        prepare_fold(TrainingOptions("tiny300", 0, seed=5, precision="mixed_bfloat16", resume=True, **same))
+    lines = str(caught.value).splitlines()
+    assert any(line.split() == ["seed", "0", "5"] for line in lines)
+    assert any(line.split() == ["precision", "float32", "mixed_bfloat16"] for line in lines)
+    assert any(line.split()[0] == "split-fingerprint" for line in lines)
+    assert not any("learning-rate" in line for line in lines)
+    prepare_fold(TrainingOptions("tiny300", 0, epochs=9, resume=True, **same))
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(options, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save_weights", full)
+    with pytest.raises(InputError, match="No space left on device") as caught:
+        train_fold(prepare_fold(options))
+    assert caught.value.reason == "cannot-write"
+    assert not list(run_of(options).folder.glob("*.h5"))
+    assert load_checkpoint(run_of(options).checkpoints)[1]["step"] == 3
+
+
+def test_auto_weights_are_imagenet_on_real_data_only():
+    options = TrainingOptions("efficientnetb3", 0)
+    assert choose_weights(options, synthetic=False)[0] == "imagenet"
+    assert choose_weights(options, synthetic=True)[0] == "none"
+    assert choose_weights(TrainingOptions("tiny300", 0), synthetic=False)[0] == "none"
+    for synthetic in (True, False):
+        source, line = choose_weights(options, synthetic)
+        assert source in line.lower()
+
+
+def test_what_a_run_says_first(options, caplog):
+    with caplog.at_level(logging.INFO):
+        prepare_fold(options)
+    assert "weights: none, because the data are phantoms" in caplog.text
+    assert "leakage, paper protocol, fold 2" in caplog.text
+    assert "phantoms, not patients" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"epochs": 0}, "--epochs must be 1 or more, received 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
+        ({"batch_size": -1}, "--batch-size must be 1 or more"),
+        ({"resume": True, "overwrite": True}, "--resume and --overwrite"),
+    ],
+)
+def test_bad_options_are_named(changed, words):
+    with pytest.raises(InputError, match=words):
+        TrainingOptions("tiny300", 0, **changed)
+
+
+def test_the_papers_settings_are_the_defaults():
+    assert TrainingOptions("efficientnetb3", 0).batch == 16
+    assert TrainingOptions("inceptionresnetv2", 0).batch == 32
+    assert TrainingOptions("efficientnetb3", 0).learning_rate == 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["efficientnetb3", "inceptionresnetv2"])
+def test_a_real_arm_trains_a_step(arch, phantom_data, tmp_path):
+    options = TrainingOptions(
+        arch, 0, data=phantom_data, runs=tmp_path, epochs=1, steps_per_epoch=1, batch_size=2, weights="none"
+    )
+    before = build_arm(arch).get_weights()
+    record = train_fold(prepare_fold(options))
+    assert record["state"] == "complete"
+    arm = load_run(run_of(options))
+    moved = [not np.array_equal(old, new) for old, new in zip(before, arm.get_weights(), strict=True)]
+    assert np.mean(moved) > 0.95
+    assert json.loads((run_of(options).folder / "run.json").read_text())["best_epoch"] == 0
