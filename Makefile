@@ -1,0 +1,47 @@
+# make demo    phantoms -> training -> evaluation -> export, with the small arms
+# make test    the whole test suite; make check: its fast part
+# make lint    ruff, import-linter, mypy
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := --data data/phantoms --runs runs/demo --protocol patient
+SMALL_ARMS := tiny300 tiny299
+comma := ,
+HYBRID := --arms $(subst $() ,$(comma),$(SMALL_ARMS))
+
+.PHONY: demo test check lint
+
+.venv/user: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/developer: requirements-dev.txt .venv/user
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: .venv/user
+	$(BIN)/python -m ich_keras.ct.phantom --out data/phantoms --patients 30 --seed 0
+	for arm in $(SMALL_ARMS); do \
+	    $(BIN)/python train.py --arch $$arm --fold 0 $(DEMO) --epochs 6 --learning-rate 2e-3 --overwrite || exit; \
+	done
+	$(BIN)/python evaluate.py --test-set full $(DEMO) $(HYBRID) --out results/demo
+	$(BIN)/python export.py --fold 0 $(DEMO) $(HYBRID) --out exported/demo --overwrite
+	@echo
+	@echo 'Done, on phantoms: the numbers say that the parts fit together, nothing about patients. Open'
+	@echo '  results/demo/report.html                  the evaluation, in a browser'
+	@echo '  results/demo/metrics.json                 the same numbers, for programs'
+	@echo '  runs/demo/patient/tiny300/fold-0/history.csv   the training curve'
+	@echo '  exported/demo/metadata.json               what the exported model expects and gives'
+
+test: .venv/developer
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
+
+check: .venv/developer
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+lint: .venv/developer
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
