@@ -38,8 +38,9 @@ def images_from_hu(hu: tf.Tensor, size: int) -> tf.Tensor:
     hu = tf.maximum(hu, HU_FLOOR)[..., tf.newaxis]
     hu = tf.image.resize(hu, (size, size), method="bilinear", antialias=False)
     low = tf.constant([window.level - window.width / 2 for window in WINDOWS], tf.float32)
-    width = tf.constant([window.width for window in WINDOWS], tf.float32)
-    return tf.round(tf.clip_by_value((hu - low) / width, 0.0, 1.0) * 255.0)
+    # One factor: TensorFlow would turn a division by a constant into a product, which rounds otherwise.
+    levels = tf.constant([255.0 / window.width for window in WINDOWS], tf.float32)
+    return tf.round(tf.clip_by_value((hu - low) * levels, 0.0, 255.0))
 
 
 def serving_function(arms: Sequence[keras.Model]) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
