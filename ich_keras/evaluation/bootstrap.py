@@ -191,9 +191,13 @@ def mean_over_folds(folds: Sequence[Replicates]) -> Replicates:
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> list[float] | None:
-    """The percentile interval `[low, high]`; None where a twentieth of the resamples or more is undefined."""
+    """The percentile interval `[low, high]`.
+
+    None where a twentieth of the resamples or more is undefined, and where all resamples agree: a measure
+    without a single error stays so in every resample, which says nothing about how sure it is.
+    """
     known = values[np.isfinite(values)]
-    if len(known) <= 0.95 * len(values):
+    if len(known) <= 0.95 * len(values) or np.ptp(known) == 0:
         return None
     tail = (1 - level) / 2
     low, high = np.quantile(known, [tail, 1 - tail])

@@ -225,6 +225,7 @@ def _fitted_document(evaluation: Evaluation) -> dict[str, Any]:
 
 
 Drawn = dict[Key, dict[str, bootstrap.Replicates]]
+"""By level: "slice", "study/max", "operating_points/youden" and so on."""
 
 
 def _resample(
@@ -245,7 +246,11 @@ def _resample(
         if len(studies.study):
             codes = first.loc[studies.study].to_numpy()
             for name, score in studies.score.items():
-                found[name] = bootstrap.replicates(studies.truth, score, codes, weights, threshold)
+                found[f"study/{name}"] = bootstrap.replicates(studies.truth, score, codes, weights, threshold)
+        for name, thresholds in evaluation.fitted.get(key, {}).get("thresholds", {}).items():
+            found[f"operating_points/{name}"] = bootstrap.replicates(
+                truth, probability, clusters.codes[at], weights, thresholds, ranked=False
+            )
         drawn[key] = found
     return drawn, weights, clusters
 
@@ -300,7 +305,7 @@ def add_intervals(
         "resamples": resamples,
         "seed": seed,
         **clusters.describe(),
-        "method": "percentile bootstrap; None where a twentieth of the resamples or more is undefined",
+        "method": "percentile bootstrap; None where resamples are undefined (1 in 20 or more) or all agree",
     }
     means: dict[str, dict[str, bootstrap.Replicates]] = {}
     for model, entry in document["models"].items():
@@ -316,15 +321,25 @@ def add_intervals(
     top = document["model"]
     document["intervals"] = {**method, **_nested(means[top])}
     document["differences"] = {
-        model: {level: bootstrap.difference(means[top][level], means[model][level]) for level in means[top]}
-        for model in means
-        if model != top and set(means[top]) <= set(means[model])
+        model: bootstrap.nest(
+            {
+                tuple(level.split("/")): bootstrap.difference(means[top][level], found[level])
+                for level in means[top]
+                if level in found and not level.startswith("operating_points")
+            }
+        )
+        for model, found in means.items()
+        if model != top
     }
 
 
 def _nested(found: Mapping[str, bootstrap.Replicates]) -> dict[str, Any]:
-    studies = {level: bootstrap.intervals(drawn) for level, drawn in found.items() if level != "slice"}
-    return {**bootstrap.intervals(found["slice"]), **({"study": studies} if studies else {})}
+    tree: dict[str, Any] = bootstrap.intervals(found["slice"])
+    for level, drawn in found.items():
+        if level != "slice":
+            group, name = level.split("/")
+            tree.setdefault(group, {})[name] = bootstrap.intervals(drawn)
+    return tree
 
 
 def add_subgroups(

@@ -115,7 +115,14 @@ def precision_recall(truth: np.ndarray, score: np.ndarray, values: Mapping[str, 
                 tp, fp = sensitivity * truth[:, k].sum(), false_rate * (~truth[:, k]).sum()
                 x, y = _thin(sensitivity, tp / (tp + fp))
                 width = 2.0 if label == "any" else 1.2
-                axes.plot(x, y, color=COLOURS[label], linewidth=width, label=f"{label}  {values[label]:.3f}")
+                axes.plot(
+                    x,
+                    y,
+                    color=COLOURS[label],
+                    linewidth=width,
+                    drawstyle="steps-pre",
+                    label=f"{label}  {values[label]:.3f}",
+                )
                 prevalence = truth[:, k].mean()
                 axes.plot([1.0, 1.025], [prevalence] * 2, color=COLOURS[label], clip_on=False, linewidth=1.4)
         axes.set(xlabel="Sensitivity (recall)", ylabel="Precision", xlim=(-0.01, 1.025), ylim=(-0.01, 1.01))

@@ -224,6 +224,11 @@ def _certainty_section(evaluation: Evaluation, draw: bool) -> Section:
             f"{method['level']:.0%} intervals: {method['resamples']:,} resamples, seed {method['seed']}, of "
             f"{method['unit']} ({method['patients']:,} patients)."
         )
+        part.text.append(
+            "No interval stands where a measure has no error in any resample, or is undefined in many: "
+            "resampling "
+            "cannot tell how sure such a number is."
+        )
         if method.get("warning"):
             part.text.append(method["warning"][0].upper() + method["warning"][1:])
     else:

@@ -146,12 +146,10 @@ def operating_table(result: Mapping[str, Any], title: str) -> Table | None:
     for label in LABELS:
         for point, name in names.items():
             values = points[point]["labels"][label]
-            rows.append(
-                [
-                    f"{label}, {name}",
-                    *(values[m] for m in ("threshold", "sensitivity", "specificity", "precision")),
-                ]
-            )
+            path = ("operating_points", point, "labels", label)
+            rates = ("sensitivity", "specificity", "precision")
+            cells = [Interval(values[m], _span(result.get("intervals"), *path, m)) for m in rates]
+            rows.append([f"{label}, {name}", values["threshold"], *cells])
     return Table(
         f"Operating points, {title}",
         ["Label, point", "Threshold", "Sensitivity", "Specificity", "Precision"],

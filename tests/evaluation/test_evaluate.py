@@ -87,8 +87,8 @@ def test_writes_the_outputs(rng, labels, tmp_path):
 
 
 def test_structure_of_metrics_json(rng, labels, tmp_path):
-    frames = {"mine": {"all": simulate(rng, labels)}}
-    document = evaluate_predictions(frames, labels, tmp_path, resamples=20, html=False)
+    frames = {"mine": {"all": simulate(rng, labels, signal=0.5)}}
+    document = evaluate_predictions(frames, labels, tmp_path, resamples=40, html=False)
     assert {"n", "threshold", "labels", "averages", "weighted_log_loss", "intervals", "study"} <= set(
         document
     )
@@ -101,7 +101,7 @@ def test_structure_of_metrics_json(rng, labels, tmp_path):
             low, high = document["intervals"]["study"][aggregate]["labels"][label]["auc"]
             assert low <= document["study"][aggregate]["labels"][label]["auc"] <= high
     assert document["intervals"]["unit"] == "patient"
-    assert document["intervals"]["resamples"] == 20
+    assert document["intervals"]["resamples"] == 40
     assert document["study"]["studies"] == 50
 
 
@@ -167,13 +167,21 @@ def test_operating_points_come_from_validation(rng, labels, tmp_path):
     other = make_labels(rng, prefix="V_")
     frames, validation = ({"mine": {0: simulate(rng, table)}} for table in (labels, other))
     document = evaluate_predictions(
-        frames, labels, tmp_path, validation=validation, validation_labels=other, **QUICK
+        frames, labels, tmp_path, validation=validation, validation_labels=other, resamples=60, html=False
     )
+    spans = document["intervals"]["operating_points"]
+    low, high = spans["sensitivity_95"]["labels"]["any"]["sensitivity"]
+    assert low > document["intervals"]["labels"]["any"]["sensitivity"][0]
+    assert spans["paper"]["labels"] == {
+        label: {rate: document["intervals"]["labels"][label][rate] for rate in (*metrics.RATES, "brier")}
+        for label in LABELS
+    }
     points = document["models"]["mine"]["folds"]["0"]["operating_points"]["sensitivity_95"]["labels"]["any"]
     scores = np.sort(validation["mine"][0].loc[other["any"] == 1, "any"])
     assert points["threshold"] == scores[int(np.floor(0.05 * len(scores)))]
     called = frames["mine"][0]["any"] >= points["threshold"]
     assert points["sensitivity"] == pytest.approx(recall_score(labels["any"], called))
+    assert low <= points["sensitivity"] <= high
     fitted = json.loads((tmp_path / "calibration.json").read_text())["models"]["mine"]["0"]
     assert fitted["fitted_on"]["slices"] == 300
     assert fitted["thresholds"]["sensitivity_95"][5] == points["threshold"]
