@@ -242,6 +242,77 @@ def ich_keras_stages() -> Stages:
     return [("bytes", read), ("decode - bytes", decode), ("resize", resize), ("window - resize", draw)]
 
 
+def zip_stages() -> Stages:
+    import io
+
+    from ich_keras.ct.dicom import read_hu
+    from ich_keras.datasets import archive, batches
+
+    index, _ = _all_rows("BENCH_ZIP")
+    places = itertools.cycle(index.rows[["member_offset", "member_length"]].to_numpy().tolist())
+    image = {size: np.empty((size, size, 3), np.uint8) for size in SIZES}
+
+    def read(_: str) -> bytes:
+        offset, length = next(places)
+        with open(os.environ["BENCH_ZIP"], "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    return [
+        ("bytes", read),
+        ("inflate", archive.inflate),
+        ("parse and decode", lambda data: read_hu(io.BytesIO(data))),
+        ("resize and window", lambda hu: batches._draw(hu, 0.0, image)),
+    ]
+
+
+def shard_stages() -> Stages:
+    from ich_keras.datasets import shards
+
+    index, _ = _all_rows("BENCH_SHARDS")
+    columns = ["path", *shards.place_columns(300), *shards.place_columns(299)]
+    places = itertools.cycle(index.rows[columns].to_numpy().tolist())
+    image = {size: np.empty((size, size, 3), np.uint8) for size in SIZES}
+
+    def read(_: str) -> dict[int, bytes]:
+        path, *spans = next(places)
+        with open(index.root / path, "rb", buffering=0) as file:
+            found = {}
+            for size, offset, length in zip(SIZES, spans[::2], spans[1::2], strict=True):
+                file.seek(offset)
+                found[size] = file.read(length)
+        return found
+
+    def decompress(data: dict[int, bytes]) -> dict[int, bytes]:
+        for size in SIZES:
+            shards._codecs.zstd.decompress(data[size], decompressed_size=2 * size * size)
+        return data
+
+    def decode(data: dict[int, bytes]) -> None:
+        for size in SIZES:
+            shards.decode_image(data[size], size, "zstd", image[size])
+
+    return [("bytes", read), ("decompress", decompress), ("look up - decompress", decode)]
+
+
+def tensorflow_stages() -> Stages:
+    import tensorflow as tf
+
+    def decode(data: tf.Tensor) -> tf.Tensor:
+        stored = tf.io.decode_raw(tf.strings.substr(data, tf.strings.length(data) - 2**19, 2**19), tf.int16)
+        return tf.maximum(tf.reshape(tf.cast(stored, tf.float32), (512, 512, 1)), -1024.0)
+
+    def window(hu: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.round(tf.clip_by_value((hu - (level - width / 2)) / width, 0, 1) * 255), tf.uint8)
+
+    return [
+        ("bytes", tf.io.read_file),
+        ("decode", decode),
+        ("resize", lambda hu: [tf.image.resize(hu, (size, size)) for size in SIZES]),
+        ("window", lambda resized: [window(hu) for hu in resized]),
+    ]
+
+
 def tensorflow_ops(files: list[str], batch: int) -> Batches:
     """TensorFlow's own ops on the bytes at the indexed place; slices of 512 x 512, slope 1, as RSNA's are."""
     import tensorflow as tf
@@ -289,16 +360,16 @@ def bytes_alone(files: list[str], batch: int) -> Batches:
             waiting.append(pool.submit(load))
 
 
-CONTENDERS: dict[str, tuple[Callable[[list[str], int], Batches], Callable[[], Stages] | None, bool]] = {
+CONTENDERS: dict[str, tuple[Callable[[list[str], int], Batches], Callable[[], Stages], bool]] = {
     "ich_keras (tf.data)": (ich_keras, ich_keras_stages, False),
     "ich_keras (threads, no TensorFlow)": (ich_keras_threads, ich_keras_stages, False),
-    "ich_keras (Kaggle's zip)": (ich_keras_zip, None, False),
-    "ich_keras (shards)": (ich_keras_shards, None, False),
+    "ich_keras (Kaggle's zip)": (ich_keras_zip, zip_stages, False),
+    "ich_keras (shards)": (ich_keras_shards, shard_stages, False),
     "pydicom + cv2, numpy_function a slice": (numpy_function_a_slice, pydicom_stages, False),
-    "TensorFlow's own ops": (tensorflow_ops, None, False),
+    "TensorFlow's own ops": (tensorflow_ops, tensorflow_stages, False),
     "PyTorch DataLoader, 2 workers, pydicom + cv2": (data_loader, pydicom_stages, True),
     "MONAI in a DataLoader, 2 workers": (monai_loader, monai_stages, True),
-    "np.fromfile alone": (bytes_alone, None, False),
+    "np.fromfile alone": (bytes_alone, lambda: [("bytes", lambda path: np.fromfile(path, np.uint8))], False),
 }
 """Name: batches, stages, and whether it runs in the peers' environment."""
 
@@ -377,7 +448,7 @@ def main() -> None:
                 )
                 answer = {}
             else:
-                answer = profile(stages(), files) if stages else {}
+                answer = profile(stages(), files)
         except ImportError as error:
             answer = {"missing": error.name or str(error)}
         print(json.dumps(answer), file=answers, flush=True)

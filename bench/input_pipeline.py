@@ -1,8 +1,8 @@
 """How fast files become batches: `python -m bench.input_pipeline --data DIR --peers PYTHON`.
 
-Side by side on the same files, warm, both image sizes of each slice; contenders take turns, and the best of
-the rounds counts. PYTHON is an interpreter with bench/requirements.txt; without it those rows say
-"missing".
+Side by side on the same files, warm, both image sizes of each slice; contenders take turns. A rate is the
+median of the rounds, a ratio the median of the rounds' ratios. PYTHON is an interpreter with
+bench/requirements.txt; without it those rows say "missing".
 On a machine that does other work too, CPU time a slice is the steadier number: both are shown.
 Writes JSON (--out) and prints tables. Without --data phantoms are made.
 """
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -69,14 +70,9 @@ class Contender:
     def summary(self) -> dict[str, Any]:
         if self.missing:
             return {"missing": self.missing}
-        best = max(self.rounds, key=lambda one: one["slices_per_second"])
-        return {
-            "slices_per_second": best["slices_per_second"],
-            "cpu_ms_per_slice": min(one["cpu_ms_per_slice"] for one in self.rounds),
-            "idle_cores": best["idle_cores"],
-            "stages_ms": self.stages,
-            "rounds": self.rounds,
-        }
+        names = ("slices_per_second", "cpu_ms_per_slice", "idle_cores")
+        middle = {name: statistics.median(one[name] for one in self.rounds) for name in names}
+        return middle | {"stages_ms": self.stages, "rounds": self.rounds}
 
 
 def compare(args: argparse.Namespace, data: Path, work: Path) -> dict[str, Any]:
@@ -118,6 +114,10 @@ def compare(args: argparse.Namespace, data: Path, work: Path) -> dict[str, Any]:
         same_slices = "zip" not in name and "shards" not in name
         if "missing" not in row:
             row["limit"] = limit_of(row)
+            pairs = list(zip(table[OURS]["rounds"], row["rounds"], strict=True))
+            for key, text in (("slices_per_second", "ratio"), ("cpu_ms_per_slice", "cpu_ratio")):
+                row[text] = statistics.median(ours[key] / theirs[key] for ours, theirs in pairs)
+            row["cpu_ratio"] = 1 / row["cpu_ratio"]
             if same_slices and images[name]:
                 row["grey_levels_off"] = max(
                     int(np.abs(images[OURS][size].astype(int) - image).max())
@@ -129,8 +129,6 @@ def compare(args: argparse.Namespace, data: Path, work: Path) -> dict[str, Any]:
 def limit_of(row: dict[str, Any]) -> str:
     """What takes the most of a slice's time; "waiting" where cores stood idle."""
     spent = dict(row["stages_ms"])
-    if not spent:
-        return "not profiled"
     spent["Python and framework"] = max(0.0, row["cpu_ms_per_slice"] - sum(spent.values()))
     largest = max(spent, key=spent.__getitem__)
     text = f"{largest} ({spent[largest] / sum(spent.values()):.0%} of CPU)"
@@ -230,20 +228,17 @@ def show(result: dict[str, Any]) -> None:
     table = Table(
         "input", "slices/s", "CPU ms/slice", "ich_keras / it (CPU)", "must be", "grey levels", "limited by"
     )
-    ours = result["batches"][OURS]
     for name, row in result["batches"].items():
         if "missing" in row:
             table.add_row(name, "missing", f"({row['missing']})", "", "", "", "")
             continue
-        ratio = ours["slices_per_second"] / row["slices_per_second"]
-        by_cpu = row["cpu_ms_per_slice"] / ours["cpu_ms_per_slice"]
         target = f">= {TARGETS[name]:.0f}" if name in TARGETS else ""
         off = row.get("grey_levels_off")
         table.add_row(
             name,
             f"{row['slices_per_second']:,.0f}",
             f"{row['cpu_ms_per_slice']:.2f}",
-            f"{ratio:.2f} ({by_cpu:.2f})",
+            f"{row['ratio']:.2f} ({row['cpu_ratio']:.2f})",
             target,
             "" if off is None else f"<= {off}",
             row["limit"],
