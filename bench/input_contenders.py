@@ -298,6 +298,8 @@ def shard_stages() -> Stages:
 def tensorflow_stages() -> Stages:
     import tensorflow as tf
 
+    level, width = (tf.constant(values, tf.float32) for values in zip(*WINDOWS, strict=True))
+
     def decode(data: tf.Tensor) -> tf.Tensor:
         stored = tf.io.decode_raw(tf.strings.substr(data, tf.strings.length(data) - 2**19, 2**19), tf.int16)
         return tf.maximum(tf.reshape(tf.cast(stored, tf.float32), (512, 512, 1)), -1024.0)
