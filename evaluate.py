@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
             test_set=test_set,
             out=out,
             folds=range(FOLDS) if options.fold == "all" else [options.fold],
-            resamples=options.resamples,
+            **_resamples(options),
         )
     from ich_keras.evaluation.terminal import summary_table
 
@@ -107,8 +107,12 @@ def _evaluate_files(options: argparse.Namespace) -> dict:
         options.out,
         test_set=options.test_set,
         validation_predictions=options.validation_predictions,
-        **({} if options.resamples is None else {"resamples": options.resamples}),
+        **_resamples(options),
     )
+
+
+def _resamples(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.resamples is None else {"resamples": options.resamples}
 
 
 if __name__ == "__main__":

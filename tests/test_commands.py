@@ -92,8 +92,8 @@ def trained(phantom_data, tmp_path_factory):
 def test_evaluate_prints_each_arm_and_the_hybrid(trained):
     folder, common = trained
     done = command(
-        "evaluate.py", "--test-set", "balanced", *common, *SMALL, "--out", folder / "results", "--resamples", 20,
-        check=0,
+        "evaluate.py", "--test-set", "balanced", *common, *SMALL, "--out", folder / "results",
+        "--resamples", 20, check=0,
     )  # fmt: skip
     for name in ("tiny300", "tiny299", "hybrid"):
         assert name in done.stdout
@@ -125,11 +125,12 @@ def test_export_gives_what_evaluate_saw(trained):
     done = command("export.py", "--fold", 1, *common, *SMALL, "--out", folder / "exported", check=2)
     assert "--overwrite" in done.stderr
     serve = """
-import sys, numpy as np, tensorflow as tf
+import sys
+sys.modules["keras"] = sys.modules["ich_keras"] = None
+import numpy as np, tensorflow as tf
 model = tf.saved_model.load(sys.argv[1] + "/saved_model")
 hu = np.load(sys.argv[2])
 outputs = model.signatures["serving_default"](hu=tf.constant(hu))
-assert "keras" not in sys.modules and "ich_keras" not in sys.modules
 np.savez(sys.argv[3], **{name: value.numpy() for name, value in outputs.items()})
 """
     from ich_keras.ct.dicom import read_hu
@@ -146,7 +147,7 @@ np.savez(sys.argv[3], **{name: value.numpy() for name, value in outputs.items()}
 
 
 def test_a_second_training_needs_a_word(trained):
-    folder, common = trained
+    _folder, common = trained
     done = command("-c", UNLOADED, "train.py", "--arch", "tiny300", "--fold", 1, *common, check=2)
     assert "--resume" in done.stderr
     assert "loaded []" in done.stdout
@@ -155,11 +156,11 @@ def test_a_second_training_needs_a_word(trained):
 def test_other_data_than_the_runs_were_trained_on_is_refused(trained, tmp_path):
     from ich_keras.ct.phantom import write_phantoms
 
-    folder, common = trained
+    folder, _common = trained
     write_phantoms(tmp_path / "others", patients=14, seed=9, workers=1, thickness=40.0)
     done = command(
-        "evaluate.py", "--data", tmp_path / "others", "--runs", folder / "runs", "--protocol", "patient", *SMALL,
-        check=2,
+        "evaluate.py", "--data", tmp_path / "others", "--runs", folder / "runs", "--protocol", "patient",
+        *SMALL, check=2,
     )  # fmt: skip
     assert "[split-mismatch]" in done.stderr
 

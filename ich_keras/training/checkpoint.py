@@ -38,7 +38,7 @@ def save_checkpoint(
     """
     target = folder / f"step-{step:09d}"
     with whole_folder(target) as temporary:
-        np.savez(temporary / ARRAYS, **arrays)
+        np.savez(temporary / ARRAYS, allow_pickle=False, **arrays)
         record = {"step": step, "sha256": sha256_of_file(temporary / ARRAYS), "state": dict(state)}
         text = json.dumps(record)
         (temporary / STATE).write_text(text, encoding="utf-8")

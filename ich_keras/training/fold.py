@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -61,7 +62,7 @@ def _named_variables(model: keras.Model) -> dict[str, Any]:
 class _Watcher(keras.callbacks.Callback):
     """Counts steps, saves checkpoints, and stops at a signal or at a loss that is not a number."""
 
-    def __init__(self, fold: PreparedFold, state: Progress, stop: StopRequest, bar):
+    def __init__(self, fold: PreparedFold, state: Progress, stop: StopRequest, bar: tuple):
         super().__init__()
         self.fold, self.state, self.stop, self.bar = fold, state, stop, bar
         self.metrics_to_restore: dict[str, np.ndarray] = {}
@@ -120,7 +121,7 @@ def _has_accelerator() -> bool:
     return bool(keras.distribution.list_devices("gpu") or keras.distribution.list_devices("tpu"))
 
 
-def _restore(model: keras.Model, run_checkpoints) -> tuple[Progress, dict[str, np.ndarray]]:
+def _restore(model: keras.Model, run_checkpoints: Path) -> tuple[Progress, dict[str, np.ndarray]]:
     found = load_checkpoint(run_checkpoints)
     if found is None:
         return Progress(), {}

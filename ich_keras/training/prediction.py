@@ -76,4 +76,4 @@ def load_run(run: Run) -> keras.Model:
 def hybrid_probabilities(arms: dict[str, np.ndarray]) -> np.ndarray:
     """The mean of the arms' probabilities, float32 `[N, 6]`, as the hybrid's Average layer computes it
     (paper, section 2.3.3)."""
-    return np.mean(np.stack(list(arms.values())), axis=0, dtype=np.float32)
+    return np.stack(list(arms.values())).mean(axis=0, dtype=np.float32)

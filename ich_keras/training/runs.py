@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ich_keras.errors import InputError
@@ -158,7 +159,7 @@ def check_same_split(runs: Sequence[Run], split_fingerprint: str | None = None) 
         )
 
 
-def predictions_table(rows: pd.DataFrame, probabilities) -> pd.DataFrame:
+def predictions_table(rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """The table that a predictions file holds: id, patient, study and the six probabilities.
 
     Args:

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 class StopRequest:
@@ -12,7 +13,7 @@ class StopRequest:
     def __init__(self):
         self.received: str | None = None
 
-    def handle(self, number: int, frame) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name

@@ -1,7 +1,7 @@
 """The trained folds on a test set: predictions of each arm and of the hybrid, then the evaluation."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import pandas as pd
 from ich_keras.command import import_keras
 from ich_keras.datasets.batches import decode_batch, slice_table
 from ich_keras.datasets.index import Index, load_index
-from ich_keras.datasets.splits import Split, leakage, make_split, test_positions
+from ich_keras.datasets.splits import Leakage, Split, leakage, make_split, test_positions
 from ich_keras.errors import InputError
+from ich_keras.evaluation.bootstrap import RESAMPLES
 from ich_keras.evaluation.evaluate import evaluate_predictions
-from ich_keras.evaluation.predictions import read_predictions
+from ich_keras.evaluation.predictions import Frames, read_predictions
 from ich_keras.files import whole_file
 from ich_keras.labels import ARMS, FOLDS, LABELS, PROTOCOLS
 from ich_keras.training.runs import Run, check_same_split, find_folds, predictions_table
@@ -34,7 +35,7 @@ def evaluate_runs(
     test_set: str,
     out: Path,
     folds: Sequence[int] = tuple(range(FOLDS)),
-    resamples: int | None = None,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Predicts a test set with each fold for which all arms have a run; evaluates each arm and the hybrid.
 
@@ -45,7 +46,7 @@ def evaluate_runs(
         arms: one or two names of `labels.ARMS`.
         test_set: "full" or "balanced" (`datasets.splits.test_positions`).
         folds: the folds to use where they are trained.
-        resamples: of the bootstrap; None for the evaluation's own number.
+        resamples: of the bootstrap; 0 for no intervals.
 
     Returns:
         What `metrics.json` holds.
@@ -96,7 +97,7 @@ def evaluate_runs(
             "data_fingerprint": index.fingerprint,
             "split_fingerprint": split.fingerprint,
         },
-        **({} if resamples is None else {"resamples": resamples}),
+        resamples=resamples,
     )
 
 
@@ -110,7 +111,7 @@ def _left_out_notes(left_out: dict[int, str]) -> list[str]:
     ]
 
 
-def _other_protocol(index: Index, protocol: str, seed: int, fold: int) -> list:
+def _other_protocol(index: Index, protocol: str, seed: int, fold: int) -> list[Leakage]:
     others = []
     for other in PROTOCOLS:
         if other != protocol:
@@ -126,13 +127,21 @@ def _label_counts(index: Index, split: Split, fold: int) -> dict[str, int]:
     return {"slices": len(rows), **{label: int((rows[label] == 1).sum()) for label in LABELS}}
 
 
-def _predict(index, positions, protocol, runs, arms, folds, test_set):
+def _predict(
+    index: Index,
+    positions: np.ndarray,
+    protocol: str,
+    runs: Path,
+    arms: Sequence[str],
+    folds: Sequence[int],
+    test_set: str,
+) -> tuple[Frames, dict[str, Any]]:
     import_keras()
     from ich_keras.models.blocks import arm_blocks
     from ich_keras.training.prediction import hybrid_probabilities, load_run, predict_rows
 
     rows = index.rows.iloc[positions]
-    frames: dict[str, dict[int, pd.DataFrame]] = {arch: {} for arch in arms}
+    frames: dict[str, dict[int | str, pd.DataFrame]] = {arch: {} for arch in arms}
     if len(arms) > 1:
         frames[HYBRID] = {}
     columns = {}
@@ -150,8 +159,8 @@ def _predict(index, positions, protocol, runs, arms, folds, test_set):
     return frames, {"columns": columns, "joined": joined}
 
 
-def _validation_frames(protocol, runs, arms, folds):
-    frames: dict[str, dict[int, pd.DataFrame]] = {}
+def _validation_frames(protocol: str, runs: Path, arms: Sequence[str], folds: Sequence[int]) -> Frames:
+    frames: dict[str, dict[int | str, pd.DataFrame]] = {}
     for fold in folds:
         tables = {}
         for arch in arms:
@@ -166,7 +175,7 @@ def _validation_frames(protocol, runs, arms, folds):
     return frames
 
 
-def _thumbnails(index: Index, positions: np.ndarray):
+def _thumbnails(index: Index, positions: np.ndarray) -> Callable[[str], np.ndarray]:
     table = slice_table(index)
     place = dict(zip(index.rows["id"].iloc[positions], positions, strict=True))
 
