@@ -67,7 +67,7 @@ def same(ours, theirs):
         assert ours == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(tables(), st.sampled_from([0.3, 0.5]))
 def test_agrees_with_scikit_learn(table, threshold):
     truth, probability = table

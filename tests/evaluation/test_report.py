@@ -129,6 +129,7 @@ def test_says_what_it_is(page):
     assert "keras 3.15.0" in text
 
 
+@pytest.mark.slow
 def test_same_input_same_page(page, tmp_path):
     labels, frames = tables("t", 0)
     frames = {"tiny300": frames["tiny300"]}
