@@ -41,6 +41,7 @@ REASONS = {
     "split-mismatch": "runs were trained on different splits or data",
     "wrong-weights": "a weights file does not fit the arm",
     "training-diverged": "the loss became NaN or infinite",
+    "bad-model": "an exported model is missing, of another format, or was changed",
     "weights-download": "the ImageNet weights could not be downloaded",
     "bad-predictions": "a predictions table can't be used",
     "output-exists": "the output already exists",

@@ -1,12 +1,12 @@
-"""The hybrid as one SavedModel: HU in, probabilities out, for TensorFlow alone.
+"""The hybrid as one file: HU in, probabilities out, for TensorFlow or OpenVINO alone.
 
 Resizing, windows, both arms and their mean are in one graph, so that a served slice can't be prepared
 otherwise than a training slice was.
 """
 
-import logging
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file, whole_folder, write_json
 from ich_keras.labels import HU_FLOOR, LABELS, WINDOWS
 
-logger = logging.getLogger(__name__)
-
 SAVED_MODEL = "saved_model"
+OPENVINO = "model"
 METADATA = "metadata.json"
 
 
@@ -70,8 +70,38 @@ def export_saved_model(
     """
     with whole_folder(out) as folder:
         _write_saved_model(arms, folder / SAVED_MODEL)
-        write_json(folder / METADATA, {**describe(arms), **metadata, "files": file_hashes(folder)})
-    logger.info("wrote %s", out)
+        _write_metadata(arms, folder, metadata)
+
+
+def export_openvino(
+    arms: Sequence[keras.Model], out: str | os.PathLike[str], metadata: dict[str, Any]
+) -> None:
+    """Writes `out/model.xml`, `out/model.bin` and `out/metadata.json`, all or none.
+
+    The model is `export_saved_model`'s in OpenVINO's format: same input, same outputs, float32.
+
+    Args:
+        arms, out, metadata: as for `export_saved_model`.
+
+    Raises:
+        InputError: "bad-argument" if OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise InputError(
+            "bad-argument", "the format openvino needs the package openvino; install it"
+        ) from error
+    with whole_folder(out) as folder, tempfile.TemporaryDirectory() as saved_model:
+        _write_saved_model(arms, Path(saved_model))
+        openvino.save_model(
+            openvino.convert_model(saved_model), folder / f"{OPENVINO}.xml", compress_to_fp16=False
+        )
+        _write_metadata(arms, folder, {**metadata, "openvino": openvino.__version__})
+
+
+def _write_metadata(arms: Sequence[keras.Model], folder: Path, metadata: dict[str, Any]) -> None:
+    write_json(folder / METADATA, {**describe(arms), **metadata, "files": file_hashes(folder)})
 
 
 def _write_saved_model(arms: Sequence[keras.Model], folder: Path) -> None:

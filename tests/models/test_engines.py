@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ich_keras.errors import InputError
+from ich_keras.models.arms import build_arm
+from ich_keras.models.engines import load_engine
+from ich_keras.models.export import export_openvino, export_saved_model, images_from_hu
+
+from .conftest import logits_of, spread_logits
+
+EXPORTS = {"tensorflow": export_saved_model, "openvino": export_openvino}
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = sys.modules["keras"] = None
+import numpy as np
+from ich_keras.models.engines import load_engine
+probability = load_engine(sys.argv[1], "openvino").predict(np.load(sys.argv[2]))["probability"]
+np.save(sys.argv[3], probability)
+"""
+
+
+@pytest.fixture(scope="module")
+def arms(phantom_images):
+    arms = [build_arm("tiny300", seed=1), build_arm("tiny299", seed=2)]
+    for arm in arms:
+        spread_logits(arm, phantom_images(arm.input_shape[1]))
+    return arms
+
+
+@pytest.fixture(scope="module", params=list(EXPORTS))
+def engine(request, arms, tmp_path_factory):
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    out = tmp_path_factory.mktemp(request.param) / "hybrid"
+    EXPORTS[request.param](arms, out, {"runs": []})
+    return request.param, out
+
+
+@pytest.fixture
+def copied(engine, tmp_path):
+    """The export in a folder that a test may spoil."""
+    name, out = engine
+    for path in out.rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return name, tmp_path
+
+
+def test_engine_gives_the_arms_logits(engine, arms, phantom_hu):
+    name, out = engine
+    loaded = load_engine(out, name)
+    assert loaded.metadata["labels"][0] == "epidural"
+    given = loaded.predict(phantom_hu)
+    assert set(given) == {"probability", "tiny300", "tiny299"}
+    expected = {
+        arm.name: arm.predict(images_from_hu(phantom_hu, arm.input_shape[1]).numpy(), verbose=0)
+        for arm in arms
+    }
+    expected["probability"] = np.mean([value.astype(np.float64) for value in expected.values()], axis=0)
+    for key, value in expected.items():
+        assert given[key].dtype == np.float32
+        np.testing.assert_allclose(logits_of(given[key]), logits_of(value), atol=1e-2)
+    other_size = loaded.predict(phantom_hu[:1, :400, :450])
+    assert other_size["probability"].shape == (1, 6)
+
+
+def test_openvino_runs_without_tensorflow(engine, phantom_hu, tmp_path):
+    name, out = engine
+    if name != "openvino":
+        pytest.skip("the TensorFlow engine needs TensorFlow")
+    np.save(tmp_path / "hu.npy", phantom_hu)
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(out)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "hu.npy"), str(tmp_path / "out.npy")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = load_engine(out, name).predict(phantom_hu)["probability"]
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_changed_missing_and_foreign_files_are_refused(copied):
+    name, folder = copied
+    other = "openvino" if name == "tensorflow" else "tensorflow"
+    with pytest.raises(InputError, match=r"holds no .* export the model in its format"):
+        load_engine(folder, other)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    victim = folder / max(metadata["files"])
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"is not the file that its metadata\.json names") as caught:
+        load_engine(folder, name)
+    assert caught.value.reason == "bad-model"
+    victim.unlink()
+    with pytest.raises(InputError, match="lacks "):
+        load_engine(folder, name)
+    metadata["files"] = {"../outside": "0" * 64, **metadata["files"]}
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    (folder.parent / "outside").write_text("")
+    with pytest.raises(InputError, match=r"lacks \.\./outside"):
+        load_engine(folder, name)
+
+
+def test_a_folder_without_metadata_and_an_unknown_engine_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"needs a metadata\.json"):
+        load_engine(tmp_path, "openvino")
+    with pytest.raises(InputError, match="tensorflow, openvino; received 'torch'"):
+        load_engine(tmp_path, "torch")
