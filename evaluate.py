@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ich_keras.command import start
 from ich_keras.errors import InputError, report
-from ich_keras.labels import FOLDS, TEST_SETS
+from ich_keras.labels import FOLDS, PROTOCOLS, TEST_SETS
 from ich_keras.training.options import add_arms_argument, add_data_arguments, parse_fold_or_all
 
 
@@ -79,7 +79,8 @@ def main(arguments: list[str]) -> None:
         document = _evaluate_files(options)
     else:
         test_set = options.test_set or "full"
-        out = options.out or Path("results") / options.protocol / "+".join(options.arms) / test_set
+        results = {name: Path("results") / name / "+".join(options.arms) / test_set for name in PROTOCOLS}
+        out = options.out or results.pop(options.protocol)
         from ich_keras.training.test_set import evaluate_runs
 
         document = evaluate_runs(
@@ -90,6 +91,7 @@ def main(arguments: list[str]) -> None:
             test_set=test_set,
             out=out,
             folds=range(FOLDS) if options.fold == "all" else [options.fold],
+            other_protocol=None if options.out else next(iter(results.values())),
             **_resamples(options),
         )
     from ich_keras.evaluation.terminal import summary_table

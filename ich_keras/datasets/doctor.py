@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 from rich.console import Console
@@ -28,6 +27,7 @@ from ich_keras.datasets.archive import read_slice
 from ich_keras.datasets.headers import map_in_processes, progress
 from ich_keras.datasets.index import Index, index_folder, leave_out, load_index
 from ich_keras.datasets.rsna_labels import KAGGLE_COUNTS
+from ich_keras.datasets.shards import encode_image
 from ich_keras.errors import EXIT_DONE, EXIT_SOME_FAILED, REASONS, SliceError
 from ich_keras.files import whole_file, write_json
 from ich_keras.labels import ARMS, LABELS, PAPER_ARMS
@@ -287,7 +287,7 @@ def _estimates(index: Index, cores: int) -> dict[str, Any]:
         except SliceError:
             continue
         seconds.append(time.thread_time() - start)
-        packed += sum(len(cv2.imencode(".png", image)[1]) for image in images)
+        packed += sum(len(encode_image(image, "zstd")) for image in images)
     good = len(seconds)
     steps = round(count * TRAINING_SHARE) * EPOCHS
     return {
@@ -295,7 +295,7 @@ def _estimates(index: Index, cores: int) -> dict[str, Any]:
         "sampled_slices": good,
         "decoded_slices_per_second_one_core": round(1 / statistics.median(seconds), 1) if good else None,
         "shards_uncompressed_bytes": count * sum(3 * n * n for n in sizes),
-        "shards_png_bytes": round(packed / good * count) if good else None,
+        "shards_bytes": round(packed / good * count) if good else None,
         "training_hours_one_fold": {
             name: round(steps * SECONDS_PER_SLICE[name] * 2 / cores / 3600, 1) for name in PAPER_ARMS
         },
@@ -345,7 +345,7 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
         table.add_row(
             "decoding slices, on one core", f"{estimates['decoded_slices_per_second_one_core']:,.0f} a second"
         )
-        table.add_row("shards of both sizes, as PNG", _bytes(estimates["shards_png_bytes"]))
+        table.add_row("shards of both sizes", _bytes(estimates["shards_bytes"]))
     table.add_row("shards of both sizes, uncompressed", _bytes(estimates["shards_uncompressed_bytes"]))
     console.print(table)
 

@@ -94,14 +94,19 @@ def load_index(data: str | os.PathLike[str], *, workers: int | None = None, rebu
 
     Args:
         data: the folder that holds `stage_2_train.csv` and `stage_2_train/` (or Kaggle's folder around
-            them), or a zip archive of it.
+            them), or a zip archive of it; or a folder of shards (`datasets.shards`).
         workers: processes that read headers; None for one a core.
         rebuild: build it even if nothing changed.
 
     Raises:
         InputError: no-data, bad-labels, conflicting-labels.
     """
+    # Shards stand on the index, so that they can't be imported above.
+    from ich_keras.datasets import shards
+
     data = Path(data)
+    if shards.is_shards(data):
+        return shards.load_shards(data)
     layout, entries, state = _survey(data)
     if not rebuild:
         for folder in (_beside(data), _cache(data)):

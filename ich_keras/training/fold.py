@@ -25,7 +25,7 @@ from ich_keras.labels import ARMS, LABELS
 from ich_keras.models.arms import build_arm
 from ich_keras.models.weights import load_weights
 from ich_keras.training.checkpoint import load_checkpoint, save_checkpoint
-from ich_keras.training.prediction import predict_rows
+from ich_keras.training.prediction import build_predictor, predict_rows
 from ich_keras.training.prepare import PreparedFold
 from ich_keras.training.progress import progress_bar
 from ich_keras.training.runs import COMPLETE, FAILED, RUNNING, predictions_table
@@ -235,6 +235,14 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
     if state.step:
         logger.info("resumed at step %d of %d.", state.step, options.epochs * fold.steps_per_epoch)
     labels = fold.index.rows[list(LABELS)].to_numpy()
+    predictor = build_predictor([model])
+
+    def validate() -> np.ndarray:
+        predicted = predict_rows(
+            predictor, [model.name], fold.index, fold.validation, description="validating"
+        )
+        return predicted[model.name]
+
     epochs, steps = options.epochs, fold.steps_per_epoch
     with progress_bar(f"{ARMS[options.arch].name} fold {options.fold}", epochs * steps, "steps") as bar:
         watcher = _Watcher(fold, state, stop, bar)
@@ -264,9 +272,7 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
                 _fail(fold, state, watcher.broken_at)
             if stop.received:
                 raise Stopped(f"stopped by {stop.received} at step {state.step}")
-            predictions = predict_rows([model], fold.index, fold.validation, description="validating")[
-                model.name
-            ]
+            predictions = validate()
             row = {
                 "epoch": epoch,
                 "step": state.step,
@@ -290,7 +296,7 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
             if stop.received:
                 raise Stopped(f"stopped by {stop.received} after epoch {epoch + 1}")
     load_weights(model, run.best_weights)
-    predictions = predict_rows([model], fold.index, fold.validation, description="validating")[model.name]
+    predictions = validate()
     with whole_file(run.predictions("validation")) as temporary:
         predictions_table(fold.index.rows.iloc[fold.validation], predictions).to_csv(temporary, index=False)
     record = {

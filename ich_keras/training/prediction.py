@@ -1,7 +1,6 @@
 """Probabilities of trained arms for rows of the index."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -26,38 +25,49 @@ class _Advance(keras.callbacks.Callback):
         self._progress.advance(self._task)
 
 
+def build_predictor(arms: Sequence[keras.Model]) -> keras.Model:
+    """One model of all arms, their outputs side by side, so that a slice is decoded once for all.
+
+    It shares the arms' weights. Build it once and use it again: Keras traces each new model anew.
+    """
+    images = [keras.Input(arm.input_shape[1:], dtype="uint8") for arm in arms]
+    return keras.Model(images, [arm(image) for arm, image in zip(arms, images, strict=True)])
+
+
 def predict_rows(
-    arms: Sequence[keras.Model],
+    predictor: keras.Model,
+    arms: Sequence[str],
     index: Index,
     positions: np.ndarray,
     *,
     batch_size: int = PREDICTION_BATCH,
     description: str = "predicting",
 ) -> dict[str, np.ndarray]:
-    """Each arm's probabilities, every slice being decoded once.
+    """Each arm's probabilities for rows of the index.
 
     Args:
-        arms: models of `build_arm`, with different names.
+        predictor: of `build_predictor`.
+        arms: the names of its arms, in order.
         positions: row positions in the index.
 
     Returns:
         For each arm's name, float32 `[len(positions), 6]`, in the order of `positions` and `LABELS`.
+
+    Raises:
+        SliceError: a slice can't be read any more.
     """
-    names = [arm.name for arm in arms]
-    images = [keras.Input(arm.input_shape[1:], dtype="uint8") for arm in arms]
-    model = keras.Model(images, [arm(image) for arm, image in zip(arms, images, strict=True)])
-    dataset = inference_dataset(index, positions, names, batch_size=batch_size).map(
-        lambda batch: (tuple(batch[name] for name in names),)
+    dataset = inference_dataset(index, positions, arms, batch_size=batch_size).map(
+        lambda batch: (tuple(batch[name] for name in arms),)
     )
     steps = -(-len(positions) // batch_size)
     with progress_bar(description, steps, "batches") as (progress, task), slice_errors():
-        outputs = model.predict(dataset, verbose=0, callbacks=[_Advance(progress, task)])
+        outputs = predictor.predict(dataset, verbose=0, callbacks=[_Advance(progress, task)])
     # Keras unwraps a list of one.
-    return dict(zip(names, outputs if isinstance(outputs, list) else [outputs], strict=True))
+    return dict(zip(arms, outputs if isinstance(outputs, list) else [outputs], strict=True))
 
 
-def load_run(run: Run) -> keras.Model:
-    """The arm of a run with its best weights.
+def load_best_weights(arm: keras.Model, run: Run) -> None:
+    """Gives an arm the best weights of a run.
 
     Raises:
         InputError: "no-runs" if there are none, "wrong-weights" if they fit another arm.
@@ -68,8 +78,13 @@ def load_run(run: Run) -> keras.Model:
             f"{run.best_weights} is missing; expected the best weights of a trained run. Train it with "
             f"`python train.py --arch {run.arch} --fold {run.fold}`.",
         )
+    load_weights(arm, run.best_weights)
+
+
+def load_run(run: Run) -> keras.Model:
+    """The arm of a run with its best weights; raises as `load_best_weights`."""
     arm = build_arm(run.arch)
-    load_weights(arm, Path(run.best_weights))
+    load_best_weights(arm, run)
     return arm
 
 

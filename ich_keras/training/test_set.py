@@ -1,5 +1,6 @@
 """The trained folds on a test set: predictions of each arm and of the hybrid, then the evaluation."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -36,6 +37,7 @@ def evaluate_runs(
     out: Path,
     folds: Sequence[int] = tuple(range(FOLDS)),
     resamples: int = RESAMPLES,
+    other_protocol: Path | None = None,
 ) -> dict[str, Any]:
     """Predicts a test set with each fold for which all arms have a run; evaluates each arm and the hybrid.
 
@@ -47,6 +49,8 @@ def evaluate_runs(
         test_set: "full" or "balanced" (`datasets.splits.test_positions`).
         folds: the folds to use where they are trained.
         resamples: of the bootstrap; 0 for no intervals.
+        other_protocol: the results of the same arms under the other protocol, to stand beside these; may be
+            missing.
 
     Returns:
         What `metrics.json` holds.
@@ -98,6 +102,7 @@ def evaluate_runs(
             "split_fingerprint": split.fingerprint,
         },
         resamples=resamples,
+        protocols=_read_results(other_protocol),
     )
 
 
@@ -109,6 +114,14 @@ def _left_out_notes(left_out: dict[int, str]) -> list[str]:
         f"Left out: fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))} ({reason})."
         for reason, folds in by_reason.items()
     ]
+
+
+def _read_results(folder: Path | None) -> dict[str, Any] | None:
+    file = folder / "metrics.json" if folder else None
+    if file is None or not file.is_file():
+        return None
+    document = json.loads(file.read_text(encoding="utf-8"))
+    return {document["context"]["protocol"]: document}
 
 
 def _other_protocol(index: Index, protocol: str, seed: int, fold: int) -> list[Leakage]:
@@ -137,18 +150,25 @@ def _predict(
     test_set: str,
 ) -> tuple[Frames, dict[str, Any]]:
     import_keras()
+    from ich_keras.models.arms import build_arm
     from ich_keras.models.blocks import arm_blocks
-    from ich_keras.training.prediction import hybrid_probabilities, load_run, predict_rows
+    from ich_keras.training.prediction import (
+        build_predictor,
+        hybrid_probabilities,
+        load_best_weights,
+        predict_rows,
+    )
 
     rows = index.rows.iloc[positions]
     frames: dict[str, dict[int | str, pd.DataFrame]] = {arch: {} for arch in arms}
     if len(arms) > 1:
         frames[HYBRID] = {}
-    columns = {}
+    models = [build_arm(arch) for arch in arms]
+    predictor = build_predictor(models)
     for fold in folds:
-        models = [load_run(Run(runs, protocol, arch, fold)) for arch in arms]
-        columns = {ARMS[model.name].title: arm_blocks(model) for model in models}
-        predicted = predict_rows(models, index, positions, description=f"fold {fold}")
+        for model in models:
+            load_best_weights(model, Run(runs, protocol, model.name, fold))
+        predicted = predict_rows(predictor, arms, index, positions, description=f"fold {fold}")
         for arch in arms:
             frames[arch][fold] = predictions_table(rows, predicted[arch])
             with whole_file(Run(runs, protocol, arch, fold).predictions(test_set)) as temporary:
@@ -156,6 +176,7 @@ def _predict(
         if len(arms) > 1:
             frames[HYBRID][fold] = predictions_table(rows, hybrid_probabilities(predicted))
     joined = [("Average", (len(LABELS),))] if len(arms) > 1 else []
+    columns = {ARMS[model.name].title: arm_blocks(model) for model in models}
     return frames, {"columns": columns, "joined": joined}
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ich_keras.datasets import materialise as module
 from ich_keras.datasets.batches import decode_batch, slice_table
+from ich_keras.datasets.index import load_index
 from ich_keras.datasets.materialise import main, materialise
 from ich_keras.datasets.pipeline import inference_dataset, training_dataset
 from ich_keras.datasets.shards import CODECS, grey_table, load_shards
@@ -53,6 +54,16 @@ def test_an_index_of_shards_is_that_of_the_files(mixed, shards):
     kept = ["id", "patient", "study", "series", "z", *LABELS]
     pd.testing.assert_frame_equal(sharded.rows[kept], index.rows[kept])
     assert make_split(sharded.rows, "paper").fingerprint == make_split(index.rows, "paper").fingerprint
+
+
+def test_load_index_takes_shards(mixed, shards, tmp_path):
+    index = load_index(shards[1])
+    pd.testing.assert_frame_equal(index.rows, load_shards(shards[1]).rows)
+    assert index.fingerprint == mixed[0].fingerprint
+    shutil.copytree(shards[1], tmp_path / "half")
+    (tmp_path / "half" / "shards.json").unlink()
+    with pytest.raises(InputError, match="run materialise again"):
+        load_index(tmp_path / "half")
 
 
 def test_training_and_inference_read_shards(mixed, shards, tmp_path):

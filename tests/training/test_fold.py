@@ -17,7 +17,7 @@ from ich_keras.training import fold as fold_module
 from ich_keras.training.checkpoint import load_checkpoint
 from ich_keras.training.fold import train_fold
 from ich_keras.training.options import TrainingOptions
-from ich_keras.training.prediction import hybrid_probabilities, load_run, predict_rows
+from ich_keras.training.prediction import build_predictor, hybrid_probabilities, load_run, predict_rows
 from ich_keras.training.prepare import choose_weights, prepare_fold
 from ich_keras.training.runs import Run
 from ich_keras.training.stopping import Stopped
@@ -91,7 +91,7 @@ def test_best_weights_give_the_predictions_again(small_runs, phantom_data):
     table = pd.read_csv(run.predictions("validation"))
     positions = np.flatnonzero(index.rows["id"].isin(table["id"]))
     arms = [load_run(run), load_run(Run(small_runs, "paper", "tiny299", 0))]
-    again = predict_rows(arms, index, positions, batch_size=5)
+    again = predict_rows(build_predictor(arms), ["tiny300", "tiny299"], index, positions, batch_size=5)
     np.testing.assert_allclose(again["tiny300"], table[list(LABELS)], atol=1e-5)
     mean = (again["tiny300"].astype(np.float64) + again["tiny299"]) / 2
     np.testing.assert_allclose(hybrid_probabilities(again), mean, atol=1e-7)
