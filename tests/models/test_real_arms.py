@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def hu(phantom_hu):
-    return phantom_hu[[2, 5, 7, 9]]
+    return phantom_hu[::2]
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +111,14 @@ def test_hybrid_and_export_agree_with_the_arms(arms, hu, tmp_path):
     hybrid = build_hybrid(arms)
     compute = tf.function(lambda batch: hybrid(batch, training=False), jit_compile=True)
     compiled = compute({name: tf.constant(values) for name, values in images.items()})
-    np.testing.assert_allclose(logits_of(compiled), logits_of(mean), atol=1e-3)
+    np.testing.assert_allclose(logits_of(compiled), logits_of(mean), atol=1e-4)
 
     export_saved_model(arms, tmp_path / "hybrid", {})
     served = tf.saved_model.load(str(tmp_path / "hybrid" / "saved_model")).signatures["serving_default"](
         hu=tf.constant(hu)
     )
     for name, probability in expected.items():
-        np.testing.assert_allclose(logits_of(served[name]), logits_of(probability), atol=1e-3)
-    np.testing.assert_allclose(logits_of(served["probability"]), logits_of(mean), atol=1e-3)
+        np.testing.assert_allclose(logits_of(served[name]), logits_of(probability), atol=1e-4)
+    np.testing.assert_allclose(logits_of(served["probability"]), logits_of(mean), atol=1e-4)
     size = sum(path.stat().st_size for path in (tmp_path / "hybrid").rglob("*") if path.is_file())
     assert size <= 1.1 * 4 * sum(arm.count_params() for arm in arms)
