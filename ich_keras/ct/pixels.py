@@ -82,8 +82,8 @@ def decode_frame(
         return Frame(native_frame(decoded, rows, columns, bits_allocated, transfer_syntax), bits_stored)
 
     # Decoders fill what a cut stream lacks with grey, and CharLS searches it for seconds. Both JPEG and
-    # JPEG 2000 end in FF D9; DICOM pads to an even length (PS3.5 section 8.2).
-    if not data.endswith((b"\xff\xd9", b"\xff\xd9\0")):
+    # JPEG 2000 end in FF D9; DICOM pads to an even length (PS3.5 section 8.2), some writers with FF.
+    if not data.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
         raise SliceError(
             "undecodable", f"the {codec.title} code stream is cut off; copy or download the file again"
         )
