@@ -184,7 +184,7 @@ def bundled_slices():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        if dataset.file_meta.get("TransferSyntaxUID") in CODECS and dataset.SamplesPerPixel == 1:
+        if dataset.file_meta.get("TransferSyntaxUID") in CODECS and dataset.get("SamplesPerPixel") == 1:
             yield path.name
 
 
