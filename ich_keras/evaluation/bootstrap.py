@@ -27,12 +27,26 @@ from ich_keras.labels import LABELS
 RESAMPLES = 1000
 LEVEL = 0.95
 FEW_CLUSTERS = 30
-"""Below so many patients a percentile interval is known to be too narrow; it is given with a warning."""
+"""Below so many patients a percentile interval is known to be too narrow; it is given with a warning, and
+nothing is concluded from it."""
+FEWEST_CLUSTERS = 10
+"""Below so many there is no interval: few patients make few distinct resamples (two patients make three)."""
 
 Path = tuple[str, ...]
-Replicates = dict[Path, np.ndarray]
-"""A measure's value in each resample, float64 `[resamples]`, NaN where undefined, by its place in
-metrics.json."""
+
+
+class Replicates(dict[Path, np.ndarray]):
+    """A measure's value in each resample, float64 `[resamples]`, NaN where undefined, by its place in
+    metrics.json.
+
+    Attributes:
+        clusters: how many patients (or lone slices) the resampled rows belong to.
+    """
+
+    def __init__(self, clusters: int) -> None:
+        super().__init__()
+        self.clusters = clusters
+
 
 _BATCH = 128
 
@@ -64,8 +78,16 @@ class Clusters:
                 f"{self.slices_alone:,} slices have no known patient and are resampled one by one: slices of "
                 "one patient are alike, so these intervals are too narrow."
             )
+        elif self.count < FEWEST_CLUSTERS:
+            said["warning"] = (
+                f"only {self.count} patients: too few to resample, so no interval is given and no difference "
+                f"is judged (at least {FEWEST_CLUSTERS} are needed)."
+            )
         elif self.count < FEW_CLUSTERS:
-            said["warning"] = f"only {self.count} patients: these intervals are too narrow."
+            said["warning"] = (
+                f"only {self.count} patients: these intervals are too narrow, and no difference is judged "
+                f"from fewer than {FEW_CLUSTERS}."
+            )
         return said
 
 
@@ -136,7 +158,7 @@ def replicates(
         label: Confusion(*(drawn[:, 6 * part + k] for part in range(4)))  # type: ignore[arg-type]
         for k, label in enumerate(LABELS)
     }
-    result: Replicates = {}
+    result = Replicates(int(np.count_nonzero(np.bincount(codes))))
     with np.errstate(divide="ignore", invalid="ignore"):
         for k, label in enumerate(LABELS):
             for name, values in _rates(matrices[label]).items():
@@ -187,17 +209,20 @@ def _ranked(
 
 def mean_over_folds(folds: Sequence[Replicates]) -> Replicates:
     """Each measure's mean over folds, resample by resample: all folds must share one `draw`."""
-    return {path: np.mean([fold[path] for fold in folds], axis=0) for path in folds[0]}
+    result = Replicates(min(fold.clusters for fold in folds))
+    result.update({path: np.mean([fold[path] for fold in folds], axis=0) for path in folds[0]})
+    return result
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> list[float] | None:
+def interval(values: np.ndarray, clusters: int, level: float = LEVEL) -> list[float] | None:
     """The percentile interval `[low, high]`.
 
-    None where a twentieth of the resamples or more is undefined, and where all resamples agree: a measure
-    without a single error stays so in every resample, which says nothing about how sure it is.
+    None below `FEWEST_CLUSTERS`, where a twentieth of the resamples or more is undefined, and where all
+    resamples agree: a measure without a single error stays so in every resample, which says nothing about
+    how sure it is.
     """
     known = values[np.isfinite(values)]
-    if len(known) <= 0.95 * len(values) or np.ptp(known) == 0:
+    if clusters < FEWEST_CLUSTERS or len(known) <= 0.95 * len(values) or np.ptp(known) == 0:
         return None
     tail = (1 - level) / 2
     low, high = np.quantile(known, [tail, 1 - tail])
@@ -217,18 +242,21 @@ def nest(values: Mapping[Path, Any]) -> dict[str, Any]:
 
 def intervals(drawn: Replicates, level: float = LEVEL) -> dict[str, Any]:
     """The interval of every measure, nested as in metrics.json."""
-    return nest({path: interval(values, level) for path, values in drawn.items()})
+    return nest({path: interval(values, drawn.clusters, level) for path, values in drawn.items()})
 
 
 def difference(one: Replicates, other: Replicates, level: float = LEVEL) -> dict[str, Any]:
     """The interval of `one - other` of every measure, both in the same resamples, and whether 0 is outside.
 
+    Below `FEW_CLUSTERS` the interval is too narrow to say, and `excludes_zero` is None.
+
     Returns:
         Nested as in metrics.json, each `{"interval": [low, high] | None, "excludes_zero": bool | None}`.
     """
     result = {}
+    clusters = min(one.clusters, other.clusters)
     for path in one:
-        found = interval(one[path] - other[path], level)
-        outside = None if found is None else not found[0] <= 0 <= found[1]
+        found = interval(one[path] - other[path], clusters, level)
+        outside = None if found is None or clusters < FEW_CLUSTERS else not found[0] <= 0 <= found[1]
         result[path] = {"interval": found, "excludes_zero": outside}
     return nest(result)

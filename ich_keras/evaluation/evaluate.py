@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,14 @@ import pyarrow as pa
 from pyarrow import csv
 
 from ich_keras.errors import InputError
-from ich_keras.evaluation import bootstrap, calibration, metrics, subgroups, tables
+from ich_keras.evaluation import bootstrap, calibration, metrics, subgroups
+from ich_keras.evaluation.document import Evaluation, Key, build_document
 from ich_keras.evaluation.predictions import Frames, check_labels, check_predictions, match, merge_groups
 from ich_keras.evaluation.studies import Studies, group_studies
 from ich_keras.files import whole_file, write_json
-from ich_keras.labels import ARMS, LABELS
+from ich_keras.labels import LABELS
 
 logger = logging.getLogger(__name__)
-
-Key = tuple[str, int | str]
-"""A model and a fold."""
-
-
-@dataclass
-class Evaluation:
-    """Everything the outputs are made of."""
-
-    frames: Frames
-    labels: pd.DataFrame
-    positions: dict[Key, np.ndarray]
-    results: dict[str, dict[int | str, dict[str, Any]]]
-    document: dict[str, Any]
-    fitted: dict[Key, dict[str, Any]] = field(default_factory=dict)
-
-    def arrays(self, key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """Truth bool `[n, 6]` and probabilities float64 `[n, 6]` of one model and fold, row by row."""
-        truth = self.labels[list(LABELS)].to_numpy(bool)[self.positions[key]]
-        return truth, self.frames[key[0]][key[1]][list(LABELS)].to_numpy(np.float64)
-
-    def column(self, key: Key, name: str) -> np.ndarray:
-        """`patient` or `study` of each row of one model and fold."""
-        return self.labels[name].to_numpy(object)[self.positions[key]]
-
-    @property
-    def shown(self) -> Key:
-        """The headline model's fold whose accuracy is nearest the mean: the one whose curves are drawn."""
-        model = self.document["model"]
-        folds = self.results[model]
-        accuracy = {fold: r["averages"]["micro_any6"]["accuracy"] or 0.0 for fold, r in folds.items()}
-        mean = sum(accuracy.values()) / len(accuracy)
-        return model, min(accuracy, key=lambda fold: abs(accuracy[fold] - mean))
 
 
 def evaluate_predictions(
@@ -96,7 +63,7 @@ def evaluate_predictions(
         protocols: metrics.json of the other protocol's evaluation, by protocol, to stand beside this one.
         image: gives a slice's uint8 `[h, w, 3]` or `[h, w]` image by its id, for the worst errors.
         blocks: `{"columns": {title: [(block, shape), ...]}, "joined": [...]}` for Figures 6 and 7: see
-            `figures.blocks`.
+            `block_diagram.blocks`.
         html: whether to write report.html.
 
     Returns:
@@ -255,46 +222,6 @@ def _resample(
     return drawn, weights, clusters
 
 
-def headline(models: Mapping[str, Any]) -> str:
-    """The model whose numbers stand on top: the hybrid, or else the last."""
-    return "hybrid" if "hybrid" in models else list(models)[-1]
-
-
-def build_document(
-    evaluation: Evaluation, test_set: str | None, context: Mapping[str, Any]
-) -> dict[str, Any]:
-    """metrics.json: the headline model's mean over folds on top, then every model and fold."""
-    names = list(evaluation.results)
-    models: dict[str, Any] = {}
-    for name, folds in evaluation.results.items():
-        arms = arms_of(name, names)
-        models[name] = {
-            "title": tables.model_title(name, names),
-            "in_paper": all(ARMS[arm].in_paper for arm in arms) if arms else None,
-            "folds": {str(fold): result for fold, result in folds.items()},
-            "mean": metrics.mean_over_folds(list(folds.values())),
-        }
-    top = headline(models)
-    labels = evaluation.labels
-    return {
-        "model": top,
-        "title": models[top]["title"],
-        "test_set": test_set,
-        "synthetic": bool(context.get("synthetic", False)),
-        "patients": len(set(labels["patient"]) - {""}),
-        **models[top]["mean"],
-        "models": models,
-        "context": dict(context),
-    }
-
-
-def arms_of(name: str, models: Sequence[str]) -> list[str]:
-    """The registered arms a model is made of; none where that is not known."""
-    if name in ARMS:
-        return [name]
-    return [model for model in models if model in ARMS] if name == "hybrid" else []
-
-
 def add_intervals(
     document: dict[str, Any], drawn: Drawn, clusters: bootstrap.Clusters, resamples: int, seed: int
 ) -> None:
@@ -305,7 +232,8 @@ def add_intervals(
         "resamples": resamples,
         "seed": seed,
         **clusters.describe(),
-        "method": "percentile bootstrap; None where resamples are undefined (1 in 20 or more) or all agree",
+        "method": f"percentile bootstrap; None below {bootstrap.FEWEST_CLUSTERS} patients, and where "
+        "resamples are undefined (1 in 20 or more) or all agree",
     }
     means: dict[str, dict[str, bootstrap.Replicates]] = {}
     for model, entry in document["models"].items():

@@ -9,10 +9,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
 from ich_keras import paper
@@ -53,13 +51,15 @@ STYLE: Any = {
 }
 
 
-def _figure(height: float, width: float = WIDTH) -> Figure:
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure, inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """The figure as an SVG element; the same figure gives the same text."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
@@ -89,7 +89,7 @@ def roc(truth: np.ndarray, score: np.ndarray, aucs: Mapping[str, float | None]) 
         aucs: for the legend, by label.
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(4.3)
+        figure = new_figure(4.3)
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color="#a0a8b2", linewidth=0.8, linestyle=":")
         for k, label in enumerate(LABELS):
@@ -101,13 +101,13 @@ def roc(truth: np.ndarray, score: np.ndarray, aucs: Mapping[str, float | None]) 
         axes.set(xlabel="1 - specificity", ylabel="Sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         axes.set_aspect("equal")
         axes.legend(loc="lower right", title="AUC", alignment="left")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def precision_recall(truth: np.ndarray, score: np.ndarray, values: Mapping[str, float | None]) -> str:
     """Precision against sensitivity of the six labels; a tick at the right marks each label's prevalence."""
     with mpl.rc_context(STYLE):
-        figure = _figure(4.3)
+        figure = new_figure(4.3)
         axes = figure.add_subplot()
         for k, label in enumerate(LABELS):
             if _both(truth[:, k]):
@@ -128,13 +128,13 @@ def precision_recall(truth: np.ndarray, score: np.ndarray, values: Mapping[str, 
         axes.set(xlabel="Sensitivity (recall)", ylabel="Precision", xlim=(-0.01, 1.025), ylim=(-0.01, 1.01))
         axes.set_aspect("equal")
         axes.legend(loc="lower left", title="Average precision", alignment="left")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def histograms(truth: np.ndarray, score: np.ndarray, threshold: float) -> str:
     """How the scores of positive and negative slices spread, a panel a label, slices on a log scale."""
     with mpl.rc_context(STYLE):
-        figure = _figure(4.6)
+        figure = new_figure(4.6)
         edges = np.linspace(0, 1, 26)
         for k, label in enumerate(LABELS):
             axes = figure.add_subplot(3, 2, k + 1)
@@ -153,13 +153,13 @@ def histograms(truth: np.ndarray, score: np.ndarray, threshold: float) -> str:
                 axes.set_xlabel("Probability")
             if k % 2 == 0:
                 axes.set_ylabel("Slices")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def confusion(result: Mapping[str, Any]) -> str:
     """The six matrices as the paper's Figure 10 lays them out, shaded by the share of the actual class."""
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = _figure(4.0)
+        figure = new_figure(4.0)
         for k, label in enumerate(LABELS):
             values = result["labels"][label]
             counts = np.array([[values["tn"], values["fp"]], [values["fn"], values["tp"]]], float)
@@ -181,7 +181,7 @@ def confusion(result: Mapping[str, Any]) -> str:
                 axes.set_xlabel("Predicted")
             if k % 3 == 0:
                 axes.set_ylabel("Actual")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 FEWEST_IN_BIN = 10
@@ -195,7 +195,7 @@ def reliability(result: Mapping[str, Any]) -> str:
         result: as of `calibration.compare`.
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(5.4)
+        figure = new_figure(5.4)
         styles = {"before": ("#8a94a0", "o"), "temperature": (OURS, "s"), "isotonic": (PAPER, "^")}
         for k, label in enumerate(LABELS):
             axes = figure.add_subplot(3, 2, k + 1)
@@ -214,7 +214,7 @@ def reliability(result: Mapping[str, Any]) -> str:
                 axes.set_ylabel("Share positive")
             if k == 0:
                 figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def result_bars(
@@ -227,7 +227,7 @@ def result_bars(
         theirs: the paper's, in the order of `paper.MEASURES`, by the same titles; may lack some.
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(3.2)
+        figure = new_figure(3.2)
         axes = figure.add_subplot()
         places = np.arange(len(paper.MEASURES))
         width = 0.8 / len(models)
@@ -257,7 +257,7 @@ def result_bars(
         axes.grid(axis="x", visible=False)
         axes.tick_params(axis="x", length=0)
         figure.legend(loc="outside upper left", ncols=1 if len(models) > 1 else 2, fontsize=7)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def class_bars(ours: Mapping[str, float | None], theirs: Mapping[str, float] | None) -> str:
@@ -269,7 +269,7 @@ def class_bars(ours: Mapping[str, float | None], theirs: Mapping[str, float] | N
     """
     with mpl.rc_context(STYLE):
         names = [name for name in ours if not name.startswith("never ")]
-        figure = _figure(2.9)
+        figure = new_figure(2.9)
         axes = figure.add_subplot()
         places = np.arange(len(names))
         values = [ours[name] or 0.0 for name in names]
@@ -297,13 +297,13 @@ def class_bars(ours: Mapping[str, float | None], theirs: Mapping[str, float] | N
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper left", ncols=3, fontsize=7)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def class_counts(ours: Mapping[str, int], theirs: Mapping[str, int] | None) -> str:
     """Figure 1's right half: slices with each label in the test set."""
     with mpl.rc_context(STYLE):
-        figure = _figure(2.8)
+        figure = new_figure(2.8)
         axes = figure.add_subplot()
         names, places = list(ours), np.arange(len(ours))
         axes.barh(places - (0.2 if theirs else 0), [ours[n] for n in names], 0.38, color=OURS, label="ours")
@@ -319,11 +319,14 @@ def class_counts(ours: Mapping[str, int], theirs: Mapping[str, int] | None) -> s
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper left", ncols=2, fontsize=7)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def forest(
-    rows: Sequence[tuple[str, float | None, Sequence[float] | None]], label: str, zero: bool = False
+    rows: Sequence[tuple[str, float | None, Sequence[float] | None]],
+    label: str,
+    zero: bool = False,
+    judged: bool = True,
 ) -> str:
     """Points with intervals, one row each.
 
@@ -331,14 +334,15 @@ def forest(
         rows: name, value, `[low, high]`.
         label: what the axis shows.
         zero: whether to mark 0.
+        judged: whether to tell intervals without 0 apart by colour.
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(0.9 + 0.27 * len(rows))
+        figure = new_figure(0.9 + 0.27 * len(rows))
         axes = figure.add_subplot()
         if zero:
             axes.axvline(0, color="#8a94a0", linewidth=0.9)
         for k, (_, value, span) in enumerate(rows):
-            outside = zero and span is not None and not span[0] <= 0 <= span[1]
+            outside = zero and judged and span is not None and not span[0] <= 0 <= span[1]
             colour = PAPER if outside else OURS
             if span is not None:
                 axes.plot(span, [k, k], color=colour, linewidth=1.6, solid_capstyle="butt")
@@ -350,53 +354,4 @@ def forest(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        return _svg(figure)
-
-
-Block = tuple[str, Sequence[int | None]]
-
-
-def blocks(columns: Mapping[str, Sequence[Block]], joined: Sequence[Block] = ()) -> str:
-    """Figures 6 and 7: each arm's blocks from the input down, side by side, then what joins them.
-
-    Args:
-        columns: by the arm's title, its blocks in order: name and output shape without the batch.
-        joined: the blocks after the arms meet.
-    """
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
-        deepest = max(len(column) for column in columns.values())
-        figure = _figure(0.62 + 0.42 * (deepest + len(joined)), width=WIDTH)
-        axes: Axes = figure.add_subplot()
-        axes.set_axis_off()
-        count = len(columns)
-        axes.set(xlim=(0, count), ylim=(deepest + len(joined) + 0.15, -1.0))
-
-        def box(x: float, y: float, block: Block, colour: str, width: float = 0.9) -> None:
-            patch = FancyBboxPatch(
-                (x - width / 2, y - 0.33), width, 0.66, boxstyle="round,pad=0,rounding_size=0.08",
-                facecolor=colour, edgecolor="#5b6b7b", linewidth=0.7, mutation_aspect=2,
-            )  # fmt: skip
-            axes.add_patch(patch)
-            shape = " × ".join("?" if n is None else str(n) for n in block[1])
-            axes.text(x, y - 0.1, block[0], ha="center", va="center", fontsize=7, fontweight="bold")
-            axes.text(x, y + 0.18, shape, ha="center", va="center", fontsize=6.2, color="#44525f")
-
-        def arrow(x: float, y: float, x2: float, y2: float) -> None:
-            axes.annotate(
-                "", (x2, y2), (x, y), arrowprops={"arrowstyle": "-|>", "lw": 0.7, "color": "#5b6b7b"}
-            )
-
-        for k, (title, column) in enumerate(columns.items()):
-            x = k + 0.5
-            axes.text(x, -0.7, title, ha="center", va="center", fontsize=8, fontweight="bold")
-            for y, block in enumerate(column):
-                box(x, y, block, "#e8eff6" if 0 < y < len(column) - 1 else "#cfe0ef")
-                if y:
-                    arrow(x, y - 0.67, x, y - 0.33)
-            if joined:
-                arrow(x, len(column) - 0.67, count / 2 + (x - count / 2) * 0.3, deepest - 0.33)
-        for y, block in enumerate(joined):
-            box(count / 2, deepest + y, block, "#f3ddcf", width=min(1.1, 0.9 * count))
-            if y:
-                arrow(count / 2, deepest + y - 0.67, count / 2, deepest + y - 0.33)
-        return _svg(figure)
+        return svg_text(figure)

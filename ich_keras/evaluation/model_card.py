@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ich_keras.evaluation.checklists import ITEMS, NOT_DONE, answer
-from ich_keras.evaluation.evaluate import Evaluation, arms_of
+from ich_keras.evaluation.document import Evaluation, arms_of
 from ich_keras.evaluation.tables import TEST_TITLES
 from ich_keras.labels import ARMS
 

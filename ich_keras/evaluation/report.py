@@ -9,9 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from ich_keras.evaluation import model_card, tables
-from ich_keras.evaluation.evaluate import Evaluation
+from ich_keras.evaluation.document import Evaluation
+from ich_keras.evaluation.headline import cards, summary, warnings_of
 from ich_keras.evaluation.metrics import CLIP
-from ich_keras.evaluation.sections import cards, sections, summary, warnings_of, worst_errors
+from ich_keras.evaluation.sections import sections, worst_errors
 from ich_keras.evaluation.tables import Cell, Compare, Interval, Table, number_text
 from ich_keras.paper.audit import audit
 

@@ -10,15 +10,13 @@ import numpy as np
 from PIL import Image
 
 from ich_keras import paper
-from ich_keras.evaluation import calibration, figures, summaries, tables
-from ich_keras.evaluation.evaluate import Evaluation
+from ich_keras.evaluation import block_diagram, calibration, figures, summaries, tables
+from ich_keras.evaluation.document import Evaluation
+from ich_keras.evaluation.headline import mean_of
 from ich_keras.evaluation.leakage import leakage_table, protocol_table
-from ich_keras.evaluation.tables import Table, number_text
+from ich_keras.evaluation.tables import Table
 from ich_keras.labels import LABELS, SUBTYPES
 
-SYNTHETIC = "SYNTHETIC DATA: phantoms, not patients. No number here says anything about real head CT."
-SMALL = "Small arms, not in the paper: printed beside the paper's numbers to show the layout, not to compare."
-NO_DEVICE = "Not a medical device. For research only."
 _ANY = LABELS.index("any")
 WORST = 8
 THUMBNAIL = 192
@@ -41,85 +39,6 @@ class Section:
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-
-
-def warnings_of(document: Mapping[str, Any]) -> list[str]:
-    """What must stand on top of every output."""
-    lines = [SYNTHETIC] if document["synthetic"] else []
-    if any(model["in_paper"] is False for model in document["models"].values()):
-        lines.append(SMALL)
-    return [*lines, NO_DEVICE]
-
-
-def _percent(value: float | None, span: Sequence[float] | None = None) -> str:
-    if value is None:
-        return "undefined"
-    text = f"{100 * value:.1f}%"
-    return text if span is None else f"{text} (95% interval {100 * span[0]:.1f} to {100 * span[1]:.1f}%)"
-
-
-def _mean(evaluation: Evaluation) -> dict[str, Any]:
-    return evaluation.document["models"][evaluation.document["model"]]["mean"]
-
-
-def summary(evaluation: Evaluation) -> list[str]:
-    """What the numbers say, in sentences."""
-    document, mean = evaluation.document, _mean(evaluation)
-    spans = mean.get("intervals", {})
-    found, any_spans = mean["labels"]["any"], spans.get("labels", {}).get("any", {})
-    patients = f" of {document['patients']:,} known patients" if document["patients"] else ""
-    folds = len(evaluation.results[document["model"]])
-    lines = [
-        f"{document['title']} on {document['n']:,.0f} slices{patients}"
-        f"{f', mean over {folds} folds' if folds > 1 else ''}: of slices with hemorrhage it flags "
-        f"{_percent(found['sensitivity'], any_spans.get('sensitivity'))}, of slices without it leaves "
-        f"{_percent(found['specificity'], any_spans.get('specificity'))} unflagged, at threshold "
-        f"{document['threshold']:g}."
-    ]
-    accuracy = mean["averages"]["micro_any6"]["accuracy"]
-    truth = evaluation.arrays(evaluation.shown)[0]
-    never = 1 - truth.mean()
-    lines.append(
-        f"Accuracy as the paper counts it (image-and-label pairs) is {_percent(accuracy)}; calling "
-        "nothing positive "
-        f"would have {_percent(never)}. Accuracy alone says little here."
-    )
-    for other, levels in document.get("differences", {}).items():
-        name = document["models"][other]["title"]
-        change = levels["slice"]["averages"]["micro_any6"]["f1"]
-        if change["interval"] is not None:
-            verdict = (
-                "the interval excludes 0"
-                if change["excludes_zero"]
-                else "the interval holds 0: no difference shown"
-            )
-            low, high = (number_text(end, sign=True) for end in change["interval"])
-            lines.append(f"Against {name}, F1 (micro) differs by {low} to {high}: {verdict}.")
-    return lines
-
-
-def cards(evaluation: Evaluation) -> list[dict[str, str]]:
-    """The few numbers that stand on top of the page."""
-    mean = _mean(evaluation)
-    spans = mean.get("intervals", {})
-    shown = []
-
-    def card(title: str, value: float | None, span: Sequence[float] | None, note: str) -> None:
-        text = "–" if value is None else f"{value:.3f}"
-        between = f"{span[0]:.3f} to {span[1]:.3f}" if span else ""
-        shown.append({"title": title, "value": text, "span": between, "note": note})
-
-    any_label, any_span = mean["labels"]["any"], spans.get("labels", {}).get("any", {})
-    for name in ("sensitivity", "specificity", "auc"):
-        title = "AUC" if name == "auc" else name.capitalize()
-        card(f"{title}, any", any_label[name], any_span.get(name), "by slice")
-    if mean.get("study"):
-        span = spans.get("study", {}).get("max", {}).get("labels", {}).get("any", {}).get("auc")
-        card("AUC, any", mean["study"]["max"]["labels"]["any"]["auc"], span, "by study, highest slice")
-    span = spans.get("averages", {}).get("micro_any6", {}).get("f1")
-    card("F1, micro", mean["averages"]["micro_any6"]["f1"], span, "six labels, as the paper")
-    card("Log loss", mean["weighted_log_loss"], spans.get("weighted_log_loss"), "Kaggle's weights")
-    return shown
 
 
 def sections(
@@ -156,7 +75,7 @@ def _uri(svg: str) -> str:
 
 
 def _paper_section(evaluation: Evaluation, draw: bool, blocks: Mapping[str, Any] | None) -> Section:
-    document, mean = evaluation.document, _mean(evaluation)
+    document, mean = evaluation.document, mean_of(evaluation)
     test_set, top, title = document["test_set"], document["model"], document["title"]
     as_hybrid = test_set if tables.paper_row(top) == "hybrid" else None
     part = Section("paper", "Beside the paper", [f"The paper: {paper.CITATION}."])
@@ -208,7 +127,7 @@ def _paper_section(evaluation: Evaluation, draw: bool, blocks: Mapping[str, Any]
         )
     )
     if blocks:
-        drawn = figures.blocks(blocks["columns"], blocks.get("joined", ()))
+        drawn = block_diagram.blocks(blocks["columns"], blocks.get("joined", ()))
         part.figures.append(
             Figure(_uri(drawn), "Figures 6 and 7, drawn from the model: blocks and output shapes.")
         )
@@ -234,12 +153,12 @@ def _certainty_section(evaluation: Evaluation, draw: bool) -> Section:
     else:
         part.text.append("No intervals were asked for.")
     part.tables += [summaries.label_table(m["mean"], m["title"]) for m in document["models"].values()]
-    part.tables.append(summaries.average_table(_mean(evaluation), document["title"]))
+    part.tables.append(summaries.average_table(mean_of(evaluation), document["title"]))
     differences = summaries.difference_table(document)
     if differences:
         part.tables.append(differences)
     if draw and method:
-        mean = _mean(evaluation)
+        mean = mean_of(evaluation)
         spans = mean["intervals"]["labels"]
         for measure, title in (
             ("auc", "AUC"),
@@ -269,12 +188,10 @@ def _certainty_section(evaluation: Evaluation, draw: bool) -> Section:
                     )
                 )
         if rows:
-            drawn = figures.forest(rows, "Difference (micro over six labels)", zero=True)
-            part.figures.append(
-                Figure(
-                    _uri(drawn), f"{document['title']} minus each other model; red: the interval excludes 0."
-                )
-            )
+            judged = "warning" not in method
+            drawn = figures.forest(rows, "Difference (micro over six labels)", zero=True, judged=judged)
+            caption = "red: the interval excludes 0." if judged else f"warning: {method['warning']}"
+            part.figures.append(Figure(_uri(drawn), f"{document['title']} minus each other model; {caption}"))
     return part
 
 
@@ -314,7 +231,7 @@ def _curves_section(evaluation: Evaluation, draw: bool) -> Section:
 
 def _points_section(evaluation: Evaluation, draw: bool) -> Section:
     part = Section("points", "Operating points and calibration")
-    mean, title = _mean(evaluation), evaluation.document["title"]
+    mean, title = mean_of(evaluation), evaluation.document["title"]
     part.tables = [
         table
         for table in (summaries.operating_table(mean, title), summaries.calibration_table(mean, title))
@@ -341,7 +258,7 @@ def _points_section(evaluation: Evaluation, draw: bool) -> Section:
 
 def _study_section(evaluation: Evaluation) -> Section:
     part = Section("studies", "By study", ["A radiologist reads studies, not slices."])
-    table = summaries.study_table(_mean(evaluation), evaluation.document["title"])
+    table = summaries.study_table(mean_of(evaluation), evaluation.document["title"])
     part.tables = [table] if table else []
     return part
 

@@ -133,7 +133,7 @@ def evaluate_groups(
                     truth[inside], probability[inside], codes[inside], weights, threshold, ranked=False
                 )
                 row["intervals"] = {
-                    name: bootstrap.interval(drawn["labels", "any", name])
+                    name: bootstrap.interval(drawn["labels", "any", name], drawn.clusters)
                     for name in ("sensitivity", "specificity")
                 }
             rows.append(row)

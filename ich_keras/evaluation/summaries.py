@@ -27,6 +27,13 @@ LABEL_MEASURES = {
     "brier": "Brier",
 }
 
+VERDICTS = {
+    True: "the interval excludes 0",
+    False: "the interval holds 0: no difference shown",
+    None: "too few patients to judge",
+}
+"""By `excludes_zero` of a difference with an interval."""
+
 
 def _span(tree: Mapping[str, Any] | None, *path: str) -> Any:
     for key in path:
@@ -84,8 +91,7 @@ def difference_table(document: Mapping[str, Any]) -> Table | None:
             found = _span(levels["slice"], *path)
             a, b = _span(mine, *path), _span(theirs, *path)
             value = None if a is None or b is None else a - b
-            outside = found["excludes_zero"]
-            verdict = "–" if outside is None else "excludes 0" if outside else "holds 0"
+            verdict = "–" if found["interval"] is None else VERDICTS[found["excludes_zero"]]
             rows.append(
                 [
                     f"minus {document['models'][other]['title']}: {title}",
@@ -95,11 +101,15 @@ def difference_table(document: Mapping[str, Any]) -> Table | None:
             )
     if not rows:
         return None
+    notes = ["Paired: both models in the same resamples."]
+    warning = document["intervals"].get("warning")
+    if warning:
+        notes.insert(0, f"Warning: {warning}")
     return Table(
         f"{document['title']} minus each other model",
         ["Difference", "Value (95% interval)", "Interval"],
         rows,
-        ["Paired: both models in the same resamples. An interval that holds 0 shows no difference here."],
+        notes,
     )
 
 

@@ -73,7 +73,7 @@ def test_agrees_with_scipy_by_slice():
     truth, probability, _ = simulate(rng, 400, slices=1)
     weights = bootstrap.draw(400, 1000, seed=1)
     ours = bootstrap.interval(
-        bootstrap.replicates(truth, probability, np.arange(400), weights)["labels", "any", "auc"]
+        bootstrap.replicates(truth, probability, np.arange(400), weights)["labels", "any", "auc"], 400
     )
     theirs = stats.bootstrap(
         (truth[:, 5], probability[:, 5]),
@@ -94,7 +94,7 @@ def test_patients_make_wider_intervals_than_slices():
     width = {}
     for name, codes in (("patient", patient), ("slice", np.arange(len(patient)))):
         drawn = bootstrap.replicates(truth, probability, codes, bootstrap.draw(codes.max() + 1, 300))
-        low, high = bootstrap.interval(drawn[path])
+        low, high = bootstrap.interval(drawn[path], drawn.clusters)
         width[name] = high - low
     assert width["patient"] > 2 * width["slice"]
 
@@ -120,12 +120,32 @@ def test_difference_is_paired():
     other = bootstrap.replicates(truth, probability, patient, weights)
     path = ("labels", "any", "brier")
     # Unpaired, the two intervals overlap; the paired difference is clearly not 0.
-    assert bootstrap.interval(one[path])[1] > bootstrap.interval(other[path])[0]
+    assert bootstrap.interval(one[path], 80)[1] > bootstrap.interval(other[path], 80)[0]
     found = bootstrap.difference(one, other)["labels"]["any"]["brier"]
     assert found["excludes_zero"] is True
     assert found["interval"][1] < 0
     same = bootstrap.difference(other, other)["labels"]["any"]["brier"]
     assert same == {"interval": None, "excludes_zero": None}
+
+
+def test_few_patients_give_no_interval_and_no_verdict():
+    """Two patients make three distinct resamples: nothing can be concluded from them."""
+    rng = np.random.default_rng(9)
+    truth, probability, patient = simulate(rng, 40)
+    better = np.clip(probability + np.where(truth, 0.1, -0.1), 0, 1)
+    for count, interval, verdict in ((2, False, None), (9, False, None), (10, True, None), (30, True, True)):
+        rows = patient < count
+        weights = bootstrap.draw(count, 100)
+        one, other = (
+            bootstrap.replicates(truth[rows], p[rows], patient[rows], weights) for p in (better, probability)
+        )
+        assert one.clusters == count
+        found = bootstrap.difference(one, other)["labels"]["any"]["brier"]
+        assert (found["interval"] is not None) is interval
+        assert found["excludes_zero"] is verdict
+        assert (bootstrap.intervals(one)["labels"]["any"]["brier"] is not None) is interval
+        assert bootstrap.mean_over_folds([one, other]).clusters == count
+        assert ("warning" in bootstrap.clusters(patient[rows].astype(str)).describe()) is (count < 30)
 
 
 def test_mean_over_folds_shares_the_draw():
@@ -152,7 +172,7 @@ def test_coverage():
         for codes, counts in tried:
             drawn = bootstrap.replicates(y, p, codes, bootstrap.draw(codes.max() + 1, 200, seed=k))
             for path in paths:
-                low, high = bootstrap.interval(drawn[path])
+                low, high = bootstrap.interval(drawn[path], drawn.clusters)
                 counts[path] += low <= expected[path] <= high
     for path in paths:
         assert 0.90 <= hits[path] / rounds <= 0.99, (path, hits)

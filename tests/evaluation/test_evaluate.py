@@ -130,9 +130,11 @@ def test_intervals_and_differences_are_those_of_the_bootstrap(rng, labels, tmp_p
         return bootstrap.mean_over_folds(values)["averages", "micro_any6", "f1"]
 
     hybrid, arm = mean("hybrid"), mean("efficientnetb3")
-    assert document["intervals"]["averages"]["micro_any6"]["f1"] == pytest.approx(bootstrap.interval(hybrid))
+    assert document["intervals"]["averages"]["micro_any6"]["f1"] == pytest.approx(
+        bootstrap.interval(hybrid, 50)
+    )
     difference = document["differences"]["efficientnetb3"]["slice"]["averages"]["micro_any6"]["f1"]
-    assert difference["interval"] == pytest.approx(bootstrap.interval(hybrid - arm))
+    assert difference["interval"] == pytest.approx(bootstrap.interval(hybrid - arm, 50))
     # Averaging two noisy arms helps, and paired resamples show it.
     assert difference["excludes_zero"] is True
 
@@ -151,7 +153,7 @@ def test_study_intervals_resample_the_studies_patients(rng, labels, tmp_path):
     drawn = bootstrap.replicates(truth.to_numpy(bool), by_study.to_numpy(), codes, weights)
     for measure in ("auc", "sensitivity"):
         found = document["intervals"]["study"]["max"]["labels"]["any"][measure]
-        assert found == pytest.approx(bootstrap.interval(drawn["labels", "any", measure]))
+        assert found == pytest.approx(bootstrap.interval(drawn["labels", "any", measure], 12))
 
 
 def test_slices_without_patients_are_said(rng, labels, tmp_path):
@@ -161,6 +163,19 @@ def test_slices_without_patients_are_said(rng, labels, tmp_path):
     assert document["intervals"]["unit"] == "slice"
     assert document["study"] is None
     assert "resampled one by one" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("patients", "said"), [(2, "only 2 patients"), (20, "only 20 patients")])
+def test_few_patients_are_warned_of_where_the_reader_looks_first(rng, patients, said, tmp_path):
+    labels = make_labels(rng).assign(study="")
+    labels["patient"] = [f"p{k % patients}" for k in range(300)]
+    document = evaluate_predictions(make_frames(rng, labels), labels, tmp_path, resamples=20, html=False)
+    report = (tmp_path / "report.md").read_text()
+    assert said in report.split("## Beside the paper")[0]
+    assert "excludes 0" not in report
+    table = report.split("minus each other model")[1].split("##")[0]
+    assert said in table
+    assert (document["intervals"]["labels"]["any"]["auc"] is None) is (patients == 2)
 
 
 def test_operating_points_come_from_validation(rng, labels, tmp_path):
