@@ -60,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="CSV",
         help="predictions of other slices, to fit operating points and calibration on",
     )
+    others.add_argument(
+        "--validation-labels",
+        type=Path,
+        metavar="CSV",
+        help="their labels (default: they are in --labels too)",
+    )
     return command
 
 
@@ -109,6 +115,7 @@ def _evaluate_files(options: argparse.Namespace) -> dict:
         options.out,
         test_set=options.test_set,
         validation_predictions=options.validation_predictions,
+        validation_labels=options.validation_labels,
         **_resamples(options),
     )
 

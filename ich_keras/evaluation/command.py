@@ -5,7 +5,7 @@ from typing import Any
 
 from ich_keras.evaluation import bootstrap
 from ich_keras.evaluation.evaluate import evaluate_predictions
-from ich_keras.evaluation.predictions import read_labels, read_predictions, says_synthetic
+from ich_keras.evaluation.predictions import Frames, read_labels, read_predictions, says_synthetic
 
 
 def evaluate_files(
@@ -29,7 +29,7 @@ def evaluate_files(
         resamples: resamples of the patients for intervals; 0 for none.
         validation_predictions: predictions of other slices, same models and folds, to fit operating points
             and calibration on.
-        validation_labels: their labels; the same file as `labels` by default.
+        validation_labels: their labels; by default they are in `labels` too.
         html: whether to write report.html.
 
     Returns:
@@ -51,8 +51,9 @@ def evaluate_files(
             validation = dict(zip(frames, validation.values(), strict=True))
         fitted_labels = known if validation_labels is None else read_labels(validation_labels)
         if validation_labels is None:
-            wanted = {i for folds in frames.values() for frame in folds.values() for i in frame["id"]}
-            known = known[known["id"].isin(wanted)].reset_index(drop=True)
+            # Only these go: a label of any other slice without a prediction is an error.
+            others = _ids(validation) - _ids(frames)
+            known = known[~known["id"].isin(others)].reset_index(drop=True)
     return evaluate_predictions(
         frames,
         known,
@@ -64,3 +65,7 @@ def evaluate_files(
         validation_labels=fitted_labels,
         html=html,
     )
+
+
+def _ids(frames: Frames) -> set[str]:
+    return {i for folds in frames.values() for frame in folds.values() for i in frame["id"]}

@@ -218,7 +218,9 @@ def match(frames: Frames, labels: pd.DataFrame) -> dict[tuple[str, int | str], n
         int64 positions in `labels` by (model, fold).
 
     Raises:
-        InputError: "bad-predictions" where a prediction has no label, or a label no prediction of a model.
+        InputError: "bad-predictions" where a prediction has no label, or a label no prediction of a model;
+            where a model's folds neither hold the same slices nor share them out; where two models differ in
+            their folds or in a fold's slices, since their differences would not be paired.
     """
     index = pd.Index(labels["id"])
     positions = {}
@@ -240,7 +242,36 @@ def match(frames: Frames, labels: pd.DataFrame) -> dict[tuple[str, int | str], n
                 f"model {model}: labels without a prediction: {first_five(labels['id'][~predicted])}; "
                 "slices left out would change the result: predict them, or leave their labels out too.",
             )
+        _check_folds(model, folds)
+    _check_models(frames)
     return positions
+
+
+def _check_folds(model: str, folds: Mapping[int | str, pd.DataFrame]) -> None:
+    ids = pd.concat([frame["id"] for frame in folds.values()])
+    times = ids.value_counts(sort=False)
+    odd = times[times != len(folds)]
+    if len(odd) and (times > 1).any():
+        raise InputError(
+            "bad-predictions",
+            f"model {model}: slices in some folds and not in others: {first_five(odd.index)}; the folds must "
+            "hold the same slices, or each slice be in one fold alone (cross-validation).",
+        )
+
+
+def _check_models(frames: Frames) -> None:
+    first, *others = (
+        (model, {(fold, i) for fold, frame in folds.items() for i in frame["id"]})
+        for model, folds in frames.items()
+    )
+    for model, pairs in others:
+        differ = sorted(f"{i} in fold {fold}" for fold, i in pairs ^ first[1])
+        if differ:
+            raise InputError(
+                "bad-predictions",
+                f"models {first[0]} and {model} can't be compared, since one alone has a prediction of: "
+                f"{first_five(differ)}; give both the same folds and slices, or evaluate them apart.",
+            )
 
 
 def merge_groups(frames: Frames, labels: pd.DataFrame) -> pd.DataFrame:

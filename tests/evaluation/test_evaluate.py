@@ -289,6 +289,48 @@ def test_from_files_with_validation(rng, labels, tmp_path):
     assert document["operating_points"]["youden"]["labels"]["any"]["sensitivity"] > 0.7
 
 
+def test_validation_does_not_excuse_a_missing_prediction(rng, labels, tmp_path):
+    other = make_labels(rng, prefix="V_")
+    both = write(pd.concat([labels, other]), tmp_path / "l.csv")
+    predictions = write(simulate(rng, labels).iloc[:-3], tmp_path / "p.csv")
+    validation = write(simulate(rng, other), tmp_path / "v.csv")
+    for given in (
+        {"labels": both},
+        {"labels": write(labels, tmp_path / "t.csv"), "validation_labels": write(other, tmp_path / "vl.csv")},
+    ):
+        with pytest.raises(InputError, match=r"without a prediction: 3 \(ID_0297"):
+            evaluate_files(
+                predictions, out=tmp_path / "out", validation_predictions=validation, **given, **QUICK
+            )
+
+
+def run_script(request, *arguments):
+    """evaluate.py as a user runs it; its last line of output says which frameworks were imported."""
+    code = (
+        "import sys, runpy, atexit; "
+        "loaded = lambda: print(sorted({'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules))); "
+        "atexit.register(loaded); runpy.run_path('evaluate.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=request.config.rootpath)
+
+
+def test_the_script_needs_no_framework(rng, labels, tmp_path, request):
+    other = make_labels(rng, prefix="V_")
+    tables = {
+        "--predictions": simulate(rng, labels),
+        "--labels": labels,
+        "--validation-predictions": simulate(rng, other),
+        "--validation-labels": other,
+    }
+    given = [x for name, table in tables.items() for x in (name, write(table, tmp_path / f"{name[2:]}.csv"))]
+    found = run_script(request, *given, "--out", tmp_path / "out", "--resamples", 20)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1] == "[]"
+    document = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert document["operating_points"]["youden"]["labels"]["any"]["sensitivity"] > 0.7
+
+
 def test_needs_no_framework(request):
     code = (
         "import sys; import ich_keras.evaluation.command, ich_keras.evaluation.report; "

@@ -156,6 +156,33 @@ def test_ids_must_match_both_ways():
         predictions.match(checked(6), predictions.check_labels(truth(8)))
 
 
+def test_folds_hold_the_same_slices_or_share_them_out():
+    labels = predictions.check_labels(truth(8))
+    whole = checked(8)["m"][0]
+
+    def folds(*parts):
+        return {"m": {k: whole.iloc[part].reset_index(drop=True) for k, part in enumerate(parts)}}
+
+    every = slice(0, 8)
+    predictions.match(folds(every, every, every), labels)
+    predictions.match(folds(slice(0, 3), slice(3, 5), slice(5, 8)), labels)
+    for parts in ((every, slice(0, 2)), (slice(0, 5), slice(4, 8)), (every, every, slice(0, 2))):
+        with pytest.raises(InputError, match=r"some folds and not in others: [2-8] \(ID_00"):
+            predictions.match(folds(*parts), labels)
+
+
+def test_models_are_compared_on_the_same_folds_and_slices():
+    labels = predictions.check_labels(truth(8))
+    whole = checked(8)["m"][0]
+    halves = {0: whole.iloc[:4], 1: whole.iloc[4:]}
+    others = {0: whole.iloc[:3], 1: whole.iloc[3:]}
+    predictions.match({"a": halves, "b": halves}, labels)
+    with pytest.raises(InputError, match=r"a and b .* of: 2 \(ID_003 in fold 0, ID_003 in fold 1\)"):
+        predictions.match({"a": halves, "b": others}, labels)
+    with pytest.raises(InputError, match=r"of: 8 \(ID_000 in fold 1, .*, \.\.\.\)"):
+        predictions.match({"a": {0: whole}, "b": {0: whole, 1: whole}}, labels)
+
+
 def test_groups_come_from_either_table():
     frames = {"m": {0: predictions.check_predictions(table(3).assign(patient=["a", "", "c"]))}}
     labels = predictions.check_labels(truth(3).assign(patient=["", "b", "c"]))
