@@ -162,8 +162,11 @@ class Leakage:
     fold: int
     test_slices: int
     patient_known: int
+    slices_patient_shared: int
     patients: int
     patients_shared: int
+    study_known: int
+    slices_study_shared: int
     studies: int
     studies_shared: int
     z_known: int
@@ -172,17 +175,17 @@ class Leakage:
     def sentence(self) -> str:
         """One line that a run prints."""
         return (
-            f"leakage, {self.protocol} protocol, fold {self.fold}: also in training are"
-            f" {_share(self.patients_shared, self.patients)} test patients,"
-            f" {_share(self.studies_shared, self.studies)} test studies, and a neighbouring slice of"
-            f" {_share(self.neighbours, self.z_known)} test slices"
-            f" (of {self.test_slices:,} test slices the patient is known for {self.patient_known:,},"
-            f" the position for {self.z_known:,})"
+            f"leakage, {self.protocol} protocol, fold {self.fold}: of {self.test_slices:,} test slices,"
+            f" {_share(self.slices_patient_shared, self.patient_known)} of known patient share it with"
+            f" training, {_share(self.slices_study_shared, self.study_known)} of known study share that, and"
+            f" {_share(self.neighbours, self.z_known)} of known position have a neighbouring slice there;"
+            f" also in training are {_share(self.patients_shared, self.patients)} test patients and"
+            f" {_share(self.studies_shared, self.studies)} test studies"
         )
 
 
 def leakage(rows: pd.DataFrame, split: Split, fold: int) -> Leakage:
-    """Counts test patients, studies and neighbouring slices that are also in the training set of `fold`.
+    """Counts test slices whose patient, study or neighbouring slice is also in the training set of `fold`.
 
     A neighbour is a slice of the same series at the same or the next known position, at most 10 mm away.
     Only rows whose patient, study, or series and z are known can be looked at; the counts say how many.
@@ -195,15 +198,18 @@ def leakage(rows: pd.DataFrame, split: Split, fold: int) -> Leakage:
     patient, study, series = (_codes(rows[name]) for name in ("patient", "study", "series"))
     z = rows["z"].to_numpy(dtype=np.float64)
     placed = (series >= 0) & np.isfinite(z)
-    patients, patients_shared = _shared(patient, split.test, training)
-    studies, studies_shared = _shared(study, split.test, training)
+    patient_known, slices_patient_shared, patients, patients_shared = _shared(patient, split.test, training)
+    study_known, slices_study_shared, studies, studies_shared = _shared(study, split.test, training)
     return Leakage(
         protocol=split.protocol,
         fold=fold,
         test_slices=int(split.test.sum()),
-        patient_known=int((split.test & (patient >= 0)).sum()),
+        patient_known=patient_known,
+        slices_patient_shared=slices_patient_shared,
         patients=patients,
         patients_shared=patients_shared,
+        study_known=study_known,
+        slices_study_shared=slices_study_shared,
         studies=studies,
         studies_shared=studies_shared,
         z_known=int((split.test & placed).sum()),
@@ -277,10 +283,12 @@ def _codes(column: pd.Series) -> np.ndarray:
     return pd.factorize(values)[0]
 
 
-def _shared(codes: np.ndarray, test: np.ndarray, training: np.ndarray) -> tuple[int, int]:
+def _shared(codes: np.ndarray, test: np.ndarray, training: np.ndarray) -> tuple[int, int, int, int]:
+    """Test slices of known code, those whose code is in training too; the same of distinct codes."""
     known = codes >= 0
-    in_test = np.unique(codes[test & known])
-    return len(in_test), int(np.isin(in_test, codes[training & known]).sum())
+    tested = codes[test & known]
+    shared = np.isin(tested, codes[training & known])
+    return len(tested), int(shared.sum()), len(np.unique(tested)), len(np.unique(tested[shared]))
 
 
 def _neighbours(series: np.ndarray, z: np.ndarray, test: np.ndarray, training: np.ndarray) -> int:

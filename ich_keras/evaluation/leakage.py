@@ -12,14 +12,24 @@ from ich_keras.paper import MEASURES
 COUNTS = (
     ("Test slices", "test_slices"),
     ("Slices whose patient is known", "patient_known"),
+    ("of them, sharing the patient with training", "slices_patient_shared"),
+    ("Slices whose study is known", "study_known"),
+    ("of them, sharing the study with training", "slices_study_shared"),
+    ("Slices whose position is known", "z_known"),
+    ("of them, beside a training slice", "neighbours"),
     ("Patients in test", "patients"),
     ("Patients also in training", "patients_shared"),
     ("Studies in test", "studies"),
     ("Studies also in training", "studies_shared"),
-    ("Test slices whose position is known", "z_known"),
-    ("of them, beside a training slice", "neighbours"),
 )
-SHARES = {"patients_shared": "patients", "studies_shared": "studies", "neighbours": "z_known"}
+SHARES = {
+    "slices_patient_shared": "patient_known",
+    "slices_study_shared": "study_known",
+    "neighbours": "z_known",
+    "patients_shared": "patients",
+    "studies_shared": "studies",
+}
+"""What each count is a share of."""
 
 
 def leakage_table(counts: Sequence[Mapping[str, Any]]) -> Table:

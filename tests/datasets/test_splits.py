@@ -202,7 +202,9 @@ def leakage_by_hand(rows, split, fold):
             at = heights.index(float(rows.z[i]))
             near = [h for h in heights[max(0, at - 1) : at + 2] if abs(h - heights[at]) <= 10]
             neighbours += any(j in training for h in near for j in known[h])
-    return len(patients), len(shared), neighbours
+    in_training = {rows.patient[i] for i in training} - {""}
+    slices = sum(rows.patient[i] in in_training for i in test)
+    return len(patients), len(shared), slices, neighbours
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -214,20 +216,26 @@ def test_leakage_equals_a_count_by_hand(protocol):
     rows = rows[~rows.z.isin([40, 45, 50])].reset_index(drop=True)
     split = make_split(rows, protocol)
     found = leakage(rows, split, 3)
-    assert (found.patients, found.patients_shared, found.neighbours) == leakage_by_hand(rows, split, 3)
+    counts = found.patients, found.patients_shared, found.slices_patient_shared, found.neighbours
+    assert counts == leakage_by_hand(rows, split, 3)
     assert (found.studies, found.studies_shared) == (found.patients, found.patients_shared)
+    assert found.slices_study_shared == found.slices_patient_shared
+    assert found.study_known == (rows.study[split.test] != "").sum()
+    assert (found.slices_patient_shared > found.patients_shared) == (protocol == "paper")
     assert found.test_slices == split.test.sum()
     assert found.patient_known == (rows.patient[split.test] != "").sum()
     assert found.z_known == np.isfinite(rows.z[split.test]).sum()
     sentence = found.sentence()
     assert "\n" not in sentence
     assert f"{found.neighbours:,} of {found.z_known:,}" in sentence
+    assert f"{found.slices_patient_shared:,} of {found.patient_known:,}" in sentence
+    assert f"{found.slices_study_shared:,} of {found.study_known:,}" in sentence
     assert (found.neighbours > 0) == (protocol == "paper")
 
 
 def test_leakage_with_nothing_known(rows):
     bare = rows.assign(patient="", study=None, series=np.nan, z=np.nan)
-    assert leakage(bare, make_split(bare, "paper"), 0).sentence().count("0 of 0 known") == 3
+    assert leakage(bare, make_split(bare, "paper"), 0).sentence().count("0 of 0 known") == 5
 
 
 def test_published_labels_paper(published):
@@ -257,6 +265,7 @@ def test_published_labels_patient(published):
     found = leakage(published, split, 0)
     assert found.patients > 1000
     assert (found.patients_shared, found.studies_shared, found.neighbours) == (0, 0, 0)
+    assert (found.slices_patient_shared, found.slices_study_shared) == (0, 0)
     leaking = leakage(published, make_split(published, "paper"), 0)
     assert leaking.patients_shared > 0.9 * leaking.patients
     assert leaking.neighbours > 0.5 * leaking.z_known

@@ -2,8 +2,9 @@ from ich_keras.evaluation.leakage import leakage_table, protocol_table
 from ich_keras.paper import MEASURES
 
 COUNTS = {
-    "protocol": "paper", "fold": 0, "test_slices": 1000, "patient_known": 500, "patients": 80,
-    "patients_shared": 60, "studies": 40, "studies_shared": 10, "z_known": 0, "neighbours": 0,
+    "protocol": "paper", "fold": 0, "test_slices": 1000, "patient_known": 500, "slices_patient_shared": 450,
+    "patients": 80, "patients_shared": 60, "study_known": 250, "slices_study_shared": 100, "studies": 40,
+    "studies_shared": 10, "z_known": 0, "neighbours": 0,
 }  # fmt: skip
 
 
@@ -11,6 +12,8 @@ def test_shares():
     text = leakage_table([COUNTS, {**COUNTS, "protocol": "patient", "patients_shared": 0}]).markdown()
     assert "| Patients also in training | 60 (75.0%) | 0 (0.0%) |" in text
     assert "| Studies also in training | 10 (25.0%) | 10 (25.0%) |" in text
+    assert "| of them, sharing the patient with training | 450 (90.0%) | 450 (90.0%) |" in text
+    assert "| of them, sharing the study with training | 100 (40.0%) | 100 (40.0%) |" in text
     assert "| of them, beside a training slice | 0 | 0 |" in text
     assert "| patient protocol, fold 0 |" in text
 

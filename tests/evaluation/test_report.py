@@ -23,7 +23,8 @@ BLOCKS = {
 }
 LEAKAGE = {
     "protocol": "paper", "fold": 0, "test_slices": 600, "patient_known": 600, "patients": 60,
-    "patients_shared": 58, "studies": 60, "studies_shared": 57, "z_known": 600, "neighbours": 540,
+    "slices_patient_shared": 580, "patients_shared": 58, "study_known": 600, "slices_study_shared": 570,
+    "studies": 60, "studies_shared": 57, "z_known": 600, "neighbours": 540,
 }  # fmt: skip
 RUN = {
     "arguments": {"learning_rate": 1e-4, "batch_size": 16, "epochs": 2, "weights": "none", "seed": 3},
