@@ -13,7 +13,14 @@ from pyarrow import csv
 from ich_keras.errors import InputError
 from ich_keras.evaluation import bootstrap, calibration, metrics, subgroups
 from ich_keras.evaluation.document import Evaluation, Key, build_document
-from ich_keras.evaluation.predictions import Frames, check_labels, check_predictions, match, merge_groups
+from ich_keras.evaluation.predictions import (
+    Frames,
+    check_labels,
+    check_predictions,
+    first_five,
+    match,
+    merge_groups,
+)
 from ich_keras.evaluation.studies import Studies, group_studies
 from ich_keras.files import whole_file, write_json
 from ich_keras.labels import LABELS
@@ -139,12 +146,24 @@ def _study_result(grouped: Studies, threshold: float) -> dict[str, Any] | None:
 def fit_operating_points(
     evaluation: Evaluation, validation: Frames, validation_labels: pd.DataFrame | None
 ) -> None:
-    """Fits on each fold's validation predictions and adds `operating_points` and `calibration` to its "
-    "result."""
+    """Fits on each fold's validation predictions and adds `operating_points` and `calibration` to its result.
+
+    Raises:
+        InputError: "bad-predictions" for validation predictions without labels, or of no evaluated fold.
+    """
     if not validation:
         return
     if validation_labels is None:
         raise InputError("bad-predictions", "validation predictions without validation labels; give both.")
+    given = [f"{model}, fold {fold}" for model, folds in validation.items() for fold in folds]
+    evaluated = [f"{model}, fold {fold}" for model, fold in evaluation.positions]
+    if not set(given) <= set(evaluated):
+        raise InputError(
+            "bad-predictions",
+            "validation predictions of a model and fold that is not evaluated: validation has "
+            f"{first_five(given)}; the predictions are of {first_five(evaluated)}. Name models and folds "
+            "alike in both tables.",
+        )
     # Rows of other slices may be there, with labels that nobody knows.
     wanted = {i for folds in validation.values() for frame in folds.values() for i in frame["id"]}
     known = check_labels(validation_labels[validation_labels["id"].isin(wanted)], "validation labels")

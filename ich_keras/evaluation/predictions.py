@@ -260,16 +260,16 @@ def _check_folds(model: str, folds: Mapping[int | str, pd.DataFrame]) -> None:
 
 
 def _check_models(frames: Frames) -> None:
-    first, *others = (
-        (model, {(fold, i) for fold, frame in folds.items() for i in frame["id"]})
-        for model, folds in frames.items()
-    )
-    for model, pairs in others:
-        differ = sorted(f"{i} in fold {fold}" for fold, i in pairs ^ first[1])
+    (first, mine), *others = frames.items()
+    for model, theirs in others:
+        differ: list[str] = []
+        for fold in dict.fromkeys([*mine, *theirs]):
+            one, other = (set(folds[fold]["id"]) if fold in folds else set() for folds in (mine, theirs))
+            differ += [f"{i} in fold {fold}" for i in sorted(one ^ other)]
         if differ:
             raise InputError(
                 "bad-predictions",
-                f"models {first[0]} and {model} can't be compared, since one alone has a prediction of: "
+                f"models {first} and {model} can't be compared, since one alone has a prediction of: "
                 f"{first_five(differ)}; give both the same folds and slices, or evaluate them apart.",
             )
 

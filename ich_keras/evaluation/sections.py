@@ -67,7 +67,7 @@ def sections(
             [summaries.subgroup_table(evaluation.document)],
         ),
     ]
-    return [part for part in parts if part.tables or part.figures]
+    return [part for part in parts if part.tables or part.figures or (part.key == "points" and part.text)]
 
 
 def _uri(svg: str) -> str:
@@ -237,6 +237,13 @@ def _points_section(evaluation: Evaluation, draw: bool) -> Section:
         for table in (summaries.operating_table(mean, title), summaries.calibration_table(mean, title))
         if table is not None
     ]
+    without = [
+        f"{model}, fold {fold}"
+        for model, fold in evaluation.positions
+        if (model, fold) not in evaluation.fitted
+    ]
+    if evaluation.fitted and without:
+        part.text.append(f"No validation predictions, so nothing was fitted: {'; '.join(without)}.")
     key = evaluation.shown
     if key in evaluation.fitted:
         kept = evaluation.fitted[key]["kept"]

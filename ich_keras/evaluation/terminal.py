@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 SUMMARY = ("precision", "sensitivity", "specificity", "f1", "accuracy")
@@ -14,6 +15,8 @@ def summary_table(document: Mapping[str, Any]) -> Table:
     table = Table(
         title=f"{document['test_set'] or 'given'} test set, {document['n']:,} slices{marks}",
         title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1),
     )
     table.add_column("model")
     for name in (*SUMMARY, "any-AUC"):

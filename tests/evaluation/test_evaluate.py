@@ -289,6 +289,19 @@ def test_from_files_with_validation(rng, labels, tmp_path):
     assert document["operating_points"]["youden"]["labels"]["any"]["sensitivity"] > 0.7
 
 
+def test_validation_of_no_evaluated_fold_is_refused(rng, labels, tmp_path):
+    other = make_labels(rng, prefix="V_")
+    frames = {"mine": {0: simulate(rng, labels), 1: simulate(rng, labels)}}
+    given = {"validation_labels": other, **QUICK}
+    for validation in ({"mine": {7: simulate(rng, other)}}, {"theirs": {0: simulate(rng, other)}}):
+        with pytest.raises(
+            InputError, match=r"1 \((mine, fold 7|theirs, fold 0)\).*mine, fold 0, mine, fold 1"
+        ):
+            evaluate_predictions(frames, labels, tmp_path, validation=validation, **given)
+    evaluate_predictions(frames, labels, tmp_path, validation={"mine": {1: simulate(rng, other)}}, **given)
+    assert "nothing was fitted: mine, fold 0." in (tmp_path / "report.md").read_text()
+
+
 def test_validation_does_not_excuse_a_missing_prediction(rng, labels, tmp_path):
     other = make_labels(rng, prefix="V_")
     both = write(pd.concat([labels, other]), tmp_path / "l.csv")
