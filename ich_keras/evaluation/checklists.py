@@ -21,14 +21,12 @@ class Item(NamedTuple):
 
 
 ITEMS = (
-    Item("1", "1", "Title says that it is AI, and which kind", "Deep convolutional networks: {title}."),
-    Item("2", "2", "Structured abstract", "The summary above stands in for one."),
+    Item("1", "1", "Title says that it is AI, and which kind", "Deep convolutional networks: {networks}."),
+    Item("2", "2", "Structured abstract"),
     Item("3", "3", "Clinical background, intended use and role", "{use}"),
-    Item(
-        "4", "4", "Aims and hypotheses", "To reproduce Barin et al. 2021 and to say how sure its numbers are."
-    ),
+    Item("4", "4", "Aims and hypotheses", "{aims}"),
     Item("5", "5", "Prospective or retrospective", "{retrospective}"),
-    Item("6", "4", "Goal of the study", "Reproduction and evaluation; not a clinical trial."),
+    Item("6", "4", "Goal of the study", "{goal}"),
     Item("7", "5a, 5b", "Sources and dates of the data", "{data}; dates of the scans are not in the files."),
     Item("8", "6", "Who is included and excluded", "{excluded}"),
     Item(
@@ -53,7 +51,12 @@ ITEMS = (
     Item("18", "8b", "Agreement of readers", ""),
     Item("19", "12a", "How cases were assigned to partitions", "{protocol} protocol, seed {split_seed}."),
     Item("20", "12a", "Level at which partitions are disjoint", "{disjoint}"),
-    Item("21", "10", "Sample size and why", "{n} slices of {patients} patients; what the data set holds."),
+    Item(
+        "21",
+        "10",
+        "Sample size and why",
+        "{n} slices of {patients} patients; the size was not calculated beforehand.",
+    ),
     Item("22", "9, 12c, 22", "The model", "{architecture}"),
     Item("23", "12c", "Software and versions", "{versions}"),
     Item("24", "12c", "Initial weights", "{weights}"),
@@ -69,14 +72,14 @@ ITEMS = (
     Item("29", "12e", "Uncertainty and significance", "{uncertainty}"),
     Item("30", "12d, 23b", "Robustness", "{robustness}"),
     Item("31", "", "Explainability", ""),
-    Item("32", "16, 23a", "Internal testing", "Held-out {test_set}, {folds} fold(s)."),
+    Item("32", "16, 23a", "Internal testing", "Held-out {held_out}, {folds} fold(s)."),
     Item("33", "16", "External testing", ""),
     Item("34", "18d", "Registration", ""),
     Item("35", "20", "Numbers included and excluded", "{n} slices evaluated. {excluded}"),
     Item("36", "20", "Demographic and clinical characteristics", ""),
     Item("37", "23a", "Performance with uncertainty", "{uncertainty}"),
     Item("38", "23a", "Diagnostic performance and its precision", "{diagnostic}"),
-    Item("39", "", "Failure analysis", "{failures}"),
+    Item("39", "", "Failure analysis"),
     Item("40", "26", "Limitations", "See the model card."),
     Item("41", "25, 27", "Implications for practice", "None: not a medical device, research only."),
     Item("42", "18c", "Where the protocol is", "This report and the files beside it; the project's README."),

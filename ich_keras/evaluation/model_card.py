@@ -15,13 +15,20 @@ USE = (
     "results are reported. Not for diagnosis, triage or any other clinical use."
 )
 LIMITS = (
-    "One data set; no external test.",
-    "A slice is seen alone, without its neighbours, the patient's history or older scans.",
-    "Epidural hemorrhage is rare (0.4% of slices in RSNA 2019); its numbers are the least sure.",
-    "Under the image-level protocol slices of one patient are on both sides, so its numbers are too good.",
-    "Age, sex, scanner and slice thickness are not in the RSNA files, so fairness by them is not known.",
-    "RSNA's labels are one reader's for most slices; their errors are counted as the model's.",
+    "One test set: nothing here says how the model does elsewhere.",
+    "Errors in the labels are counted as the model's.",
+    "Age, sex, scanner and slice thickness are not in the tables, so fairness by them is not known.",
 )
+RUN_LIMITS = (
+    "A slice is seen alone, without its neighbours, the patient's history or older scans.",
+    "Under the image-level protocol slices of one patient are on both sides, so its numbers are too good.",
+)
+"""Of our own arms."""
+RSNA_LIMITS = (
+    "Epidural hemorrhage is rare (0.4% of slices in RSNA 2019); its numbers are the least sure.",
+    "RSNA's labels are one reader's for most slices.",
+)
+_RSNA_ID = r"ID_[0-9a-f]{9}"
 
 
 def _unique(runs: list[Mapping[str, Any]], *path: str) -> str | None:
@@ -39,14 +46,29 @@ def _argument(runs: list[Mapping[str, Any]], name: str) -> str | None:
     return _unique(runs, "arguments", name) or _unique(runs, name)
 
 
+def _runs(evaluation: Evaluation) -> list[Mapping[str, Any]]:
+    return [run for run in evaluation.document["context"].get("runs", ()) if isinstance(run, Mapping)]
+
+
+def is_rsna(evaluation: Evaluation) -> bool:
+    """Whether the slices are RSNA 2019's: our own runs on an index whose ids have RSNA's form, no phantoms.
+
+    A table of predictions alone says nothing of the kind, whatever test set it is called.
+    """
+    ids = evaluation.labels["id"]
+    return bool(
+        _runs(evaluation) and not evaluation.document["synthetic"] and ids.str.fullmatch(_RSNA_ID).all()
+    )
+
+
 def facts(evaluation: Evaluation) -> dict[str, str | None]:
     """What is known, as sentences; None where it is not."""
     document = evaluation.document
     context = document["context"]
-    runs = [run for run in context.get("runs", ()) if isinstance(run, Mapping)]
+    runs, rsna = _runs(evaluation), is_rsna(evaluation)
     synthetic, test_set = document["synthetic"], document["test_set"]
-    rsna = not synthetic and test_set is not None
-    arms = arms_of(document["model"], list(document["models"]))
+    # What a table of predictions calls its models does not say what they are.
+    arms = arms_of(document["model"], list(document["models"])) if runs else []
     method = document.get("intervals")
     versions = runs[0].get("versions") if runs else None
     training = {
@@ -67,8 +89,10 @@ def facts(evaluation: Evaluation) -> dict[str, str | None]:
         diagnostic = f"Any hemorrhage by slice: {', '.join(parts)}." if parts else None
     protocol = context.get("protocol")
     return {
-        "title": document["title"],
-        "use": USE,
+        "networks": document["title"] if runs else None,
+        "aims": "To reproduce Barin et al. 2021 and to say how sure its numbers are." if runs else None,
+        "goal": "Reproduction and evaluation; not a clinical trial." if runs else None,
+        "use": USE if runs else None,
         "data": "Synthetic phantoms"
         if synthetic
         else "RSNA 2019 Brain CT Hemorrhage Challenge (Kaggle)"
@@ -82,6 +106,7 @@ def facts(evaluation: Evaluation) -> dict[str, str | None]:
         "excluded": context.get("excluded"),
         "sizes": ", ".join(f"{ARMS[arm].image_size} x {ARMS[arm].image_size}" for arm in arms) or None,
         "test_set": f"{TEST_TITLES[test_set]} of the paper" if test_set else None,
+        "held_out": f"{TEST_TITLES[test_set]} of the paper" if test_set and runs else None,
         "missing": f"{document['patients']:,} patients are known; slices without one are resampled alone."
         if document["patients"]
         else None,
@@ -115,7 +140,6 @@ def facts(evaluation: Evaluation) -> dict[str, str | None]:
         else None,
         "folds": str(len(evaluation.results[document["model"]])),
         "diagnostic": diagnostic,
-        "failures": "The most certain errors are listed below; nobody has read them.",
         "thresholds": "0.5 as the paper; Youden and sensitivity 0.95 fitted on validation predictions."
         if evaluation.fitted
         else f"{document['threshold']:g} for every label.",
@@ -133,7 +157,7 @@ def facts(evaluation: Evaluation) -> dict[str, str | None]:
         if synthetic
         else None,
         "imbalance": "Not corrected in training; per-label numbers and a balanced test set beside."
-        if test_set
+        if test_set and runs
         else None,
         "fairness": "By pixel encoding and position in the head only: age, sex and site are not in the files."
         if any(row["grouping"] == "Pixel encoding" for row in document["subgroups"]["groups"])
@@ -144,8 +168,7 @@ def facts(evaluation: Evaluation) -> dict[str, str | None]:
 def card(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
     """The model card: headings with their lines."""
     known, document = facts(evaluation), evaluation.document
-    context = document["context"]
-    runs = [run for run in context.get("runs", ()) if isinstance(run, Mapping)]
+    context, runs = document["context"], _runs(evaluation)
 
     def line(title: str, value: str | None) -> str:
         return f"{title}: {value or NOT_RECORDED}"
@@ -179,12 +202,17 @@ def card(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
                 line("Partitions disjoint by", known["disjoint"]),
             ],
         ),
-        ("Intended use", [USE, "Not a medical device; not cleared or approved by any authority."]),
+        (
+            "Intended use",
+            [*([USE] if runs else []), "Not a medical device; not cleared or approved by any authority."],
+        ),
         (
             "Limits",
             [
                 *(["Phantoms only: nothing here holds for patients."] if document["synthetic"] else []),
                 *LIMITS,
+                *(RUN_LIMITS if runs else []),
+                *(RSNA_LIMITS if is_rsna(evaluation) else []),
             ],
         ),
     ]

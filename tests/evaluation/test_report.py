@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
+from ich_keras.evaluation import metrics, model_card
 from ich_keras.evaluation.checklists import ITEMS, NOT_DONE, answer
+from ich_keras.evaluation.document import Evaluation, build_document
 from ich_keras.evaluation.evaluate import evaluate_predictions
 from ich_keras.labels import LABELS
 
@@ -221,6 +223,47 @@ def test_an_item_without_its_fact_is_not_done():
     assert answer(by_number["29"], {}) == NOT_DONE
     assert answer(by_number["29"], {"uncertainty": None}) == NOT_DONE
     assert answer(by_number["29"], {"uncertainty": "By patient."}) == "By patient."
+
+
+def described(context, ids=None):
+    """The checklist's answers by CLAIM number, and the model card's lines, without evaluating anything."""
+    labels, frames = tables("t", 0)
+    if ids:
+        labels["id"] = [ids.format(k) for k in range(600)]
+    result = metrics.evaluate(labels[list(LABELS)].to_numpy(), frames["hybrid"][0][list(LABELS)].to_numpy())
+    evaluation = Evaluation(frames, labels, {("hybrid", 0): np.arange(600)}, {"hybrid": {0: result}}, {})
+    evaluation.document = build_document(evaluation, "full", context) | {"subgroups": {"groups": []}}
+    answers = {row["claim"]: row["answer"] for row in model_card.checklist(evaluation)}
+    return answers, [line for _, lines in model_card.card(evaluation) for line in lines]
+
+
+def test_nothing_is_said_of_anyones_predictions_that_no_file_says():
+    answers, card = described({"predictions": "p.csv"}, ids="ID_{:09x}")
+    whole = " ".join([*answers.values(), *card])
+    for word in ("RSNA", "Barin", "neuroradiolog", "convolutional", "Retrospective", "Held-out"):
+        assert word not in whole
+    for number in ("1", "3", "4", "5", "6", "7", "11", "14", "15", "16", "17", "22", "27", "32"):
+        assert answers[number] == NOT_DONE, number
+
+
+def test_rsna_is_known_by_runs_and_ids():
+    answers, card = described({"runs": [RUN], "protocol": "paper"}, ids="ID_{:09x}")
+    assert "RSNA" in answers["11"]
+    assert "convolutional" in answers["1"]
+    assert any("0.4% of slices in RSNA" in line for line in card)
+    for context, ids in (
+        ({"runs": [RUN]}, "scan-{}"),
+        ({"runs": [RUN], "synthetic": True}, "ID_{:09x}"),
+    ):
+        answers, card = described(context, ids)
+        assert answers["11"] == NOT_DONE
+        assert not any("RSNA" in line for line in card)
+
+
+def test_what_nobody_did_is_not_done():
+    by_number = {item.claim: item for item in ITEMS}
+    assert not by_number["2"].answer
+    assert not by_number["39"].answer
 
 
 def test_both_checklists_are_whole():
