@@ -30,7 +30,7 @@ Source = str | os.PathLike[str] | BinaryIO
 _CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 _ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _STANDARD_UID = re.compile(r"1\.2\.840\.10008[0-9.]{0,40}")
-_RSNA_PSEUDONYM = re.compile(r"ID_[0-9a-f]{6,16}")
+_RSNA_PSEUDONYM = re.compile(r"ID_[0-9a-f]{8,10}")
 
 _TAGS = {
     "SOPClassUID": 0x0008_0016,
@@ -215,7 +215,11 @@ def repair_rule(bits_stored: int, signed: bool, intercept: float) -> str:
 
 
 def pseudonym(value: str) -> str:
-    """An identifier as it may be stored and shown: RSNA's "ID_..." and "" stay, others become a hash."""
+    """An identifier as it may be stored and shown: RSNA's "ID_..." and "" stay, others become a hash.
+
+    The hash has no key, so that an index is the same on every machine. Who can guess an identifier can
+    therefore confirm it: this makes data pseudonymous, not anonymous.
+    """
     value = value.strip()
     if not value or _RSNA_PSEUDONYM.fullmatch(value):
         return value

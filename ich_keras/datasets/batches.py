@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ich_keras.ct.dicom import stored_to_hu
+from ich_keras.ct.dicom import pseudonym, stored_to_hu
 from ich_keras.datasets.archive import read_slice, split_path
 from ich_keras.datasets.index import Index
 from ich_keras.datasets.shards import SIZES, decode_image, place_columns
@@ -20,6 +20,13 @@ from ich_keras.errors import SliceError
 from ich_keras.labels import HU_FLOOR, LABELS, WINDOWS
 
 FLIPS = ("horizontal", "vertical")
+
+_ADVICE = {
+    False: "it could be used when the index was built: restore it and go on with --resume; or leave it out by"
+    " `python -m ich_keras.datasets.index --data DIR --check`, and train anew with --overwrite",
+    True: "run `python -m ich_keras.datasets.materialise` again, which mends shards, and go on with --resume",
+}
+"""What to do about a slice that can't be read any more, of files and of shards."""
 
 _GAIN = tuple(255 / window.width for window in WINDOWS)
 _LOWEST = tuple(window.level - window.width / 2 for window in WINDOWS)
@@ -103,7 +110,8 @@ def decode_batch(
             else:
                 _draw(*_read(table, position, name), outputs)
         except SliceError as error:
-            raise SliceError(error.reason, f"slice {table.id[position]}: {error}") from None
+            name, advice = pseudonym(str(table.id[position])), _ADVICE[table.codec is not None]
+            raise SliceError(error.reason, f"slice {name}: {error}; {advice}") from None
         if flips is not None and flips[number]:
             for n, out in outputs.items():
                 _mirror(out, int(flips[number]), n)
@@ -210,16 +218,11 @@ def _read_bytes(path: str, offset: int, out: np.ndarray) -> None:
                 if not count:
                     raise SliceError(
                         "truncated",
-                        f"the file ends {out.nbytes - got} bytes before its pixels do; it was whole when the"
-                        " index was built: restore it, or rebuild the index",
+                        f"the file ends {out.nbytes - got} bytes before its pixels do",
                     )
                 got += count
     except OSError as error:
-        raise SliceError(
-            "unreadable-file",
-            f"the file can't be read ({error.strerror}), though it could when the index was built:"
-            " restore it, or rebuild the index",
-        ) from None
+        raise SliceError("unreadable-file", f"the file can't be read ({error.strerror})") from None
 
 
 def _open(path: str, flags: int) -> int:

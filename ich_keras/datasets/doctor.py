@@ -25,7 +25,8 @@ from ich_keras.ct.pixels import CODECS
 from ich_keras.ct.preprocess import slice_to_image
 from ich_keras.datasets.archive import read_slice
 from ich_keras.datasets.headers import map_in_processes, progress
-from ich_keras.datasets.index import Index, index_folder, leave_out, load_index
+from ich_keras.datasets.index import Index, leave_out, load_index
+from ich_keras.datasets.layout import index_folder, shown
 from ich_keras.datasets.rsna_labels import KAGGLE_COUNTS
 from ich_keras.datasets.shards import encode_image
 from ich_keras.errors import EXIT_DONE, EXIT_SOME_FAILED, REASONS, SliceError
@@ -46,6 +47,15 @@ TRAINING_SHARE = 0.9 * 0.9
 EPOCHS = 5
 SECONDS_PER_SLICE = {"efficientnetb3": 12 / 16, "inceptionresnetv2": 4 / 4}
 """Measured training time of a slice on two CPU cores."""
+
+PARAMETERS = {"efficientnetb3": 10.8e6, "inceptionresnetv2": 54.4e6}
+COPIES = 1 + 3 * (2 + 1)
+"""Copies of an arm's parameters on disk: the best weights, and three (with Adam's two moments) for each of
+the two checkpoints kept and the one being written."""
+
+PREDICTED_SHARE = 0.1 + 0.9 * 0.1
+PREDICTION_BYTES = 110
+"""The test and validation slices' predictions: a line each of three ids and six probabilities."""
 
 _CHUNK = 64
 _SAMPLE = 48
@@ -109,10 +119,15 @@ def check(data: Path, out: Path | None = None, *, workers: int | None = None, re
     if len(rejected):
         index = leave_out(data, index, rejected)
 
-    report = examine(index) | {"copies": _count_copies(names), "estimates": estimates}
+    report = examine(index) | {
+        "copies": _count_copies(names),
+        "estimates": estimates,
+        "fingerprint_changed": len(rejected) > 0,
+    }
     folder = index_folder(data)
     out = out or folder.with_name(f"{folder.name}-check")
     quarantine = index.problems[index.problems["reason"] != "label-mismatch"]
+    quarantine = quarantine.assign(item=quarantine["item"].map(shown))
     with whole_file(out / "quarantine.csv") as temporary:
         quarantine.to_csv(temporary, index=False)
     write_json(out / "report.json", report)
@@ -296,6 +311,10 @@ def _estimates(index: Index, cores: int) -> dict[str, Any]:
         "decoded_slices_per_second_one_core": round(1 / statistics.median(seconds), 1) if good else None,
         "shards_uncompressed_bytes": count * sum(3 * n * n for n in sizes),
         "shards_bytes": round(packed / good * count) if good else None,
+        "training_bytes_one_fold": {
+            name: round(4 * PARAMETERS[name] * COPIES + count * PREDICTED_SHARE * PREDICTION_BYTES)
+            for name in PAPER_ARMS
+        },
         "training_hours_one_fold": {
             name: round(steps * SECONDS_PER_SLICE[name] * 2 / cores / 3600, 1) for name in PAPER_ARMS
         },
@@ -320,6 +339,11 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
     for reason, count in report["left_out"].items():
         table.add_row(reason, f"{count:,}", REASONS[reason])
     console.print(table if report["left_out"] else "Left out: nothing")
+    if report["fingerprint_changed"]:
+        console.print(
+            "Slices were left out just now, so the data's fingerprint changed: earlier runs on these data can"
+            " neither be resumed nor stand in one hybrid with later ones."
+        )
 
     noted = dict(report["unusual"])
     noted |= {f"slices repaired by rule {rule}": count for rule, count in report["repaired"].items()}
@@ -341,6 +365,8 @@ def show(report: dict[str, Any], console: Console | None = None) -> None:
     table = _table(f"Estimates for this machine ({estimates['cores']} cores)", "", "")
     for name, hours in estimates["training_hours_one_fold"].items():
         table.add_row(f"{ARMS[name].title}, one fold, {EPOCHS} epochs, no GPU", f"{hours:,.1f} h")
+    for name, size in estimates["training_bytes_one_fold"].items():
+        table.add_row(f"{ARMS[name].title}, one fold's run folder", _bytes(size))
     if estimates["decoded_slices_per_second_one_core"]:
         table.add_row(
             "decoding slices, on one core", f"{estimates['decoded_slices_per_second_one_core']:,.0f} a second"

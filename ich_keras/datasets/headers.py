@@ -1,4 +1,4 @@
-"""Many files' headers into one table, in parallel processes."""
+"""Many files' headers into one table, in parallel processes; compressed pixels are tried once."""
 
 import math
 import multiprocessing
@@ -14,8 +14,9 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ich_keras.ct.dicom import SliceHeader, read_header
+from ich_keras.ct.dicom import SliceHeader, read_header, read_hu
 from ich_keras.ct.elements import open_regular
+from ich_keras.ct.pixels import CODECS
 from ich_keras.datasets.archive import Member, open_member
 from ich_keras.errors import SliceError
 
@@ -152,7 +153,7 @@ def read_job(job: Job) -> tuple[pa.RecordBatch, list[Problem]]:
         for entry, file in enumerate(job.files, job.first):
             try:
                 if archive is None:
-                    header, place = read_header(f"{job.folder}/{file}"), (-1, -1, -1)
+                    header, place = _read_file(f"{job.folder}/{file}"), (-1, -1, -1)
                 else:
                     header, place = _read_member(archive, file)
             except SliceError as error:
@@ -164,9 +165,17 @@ def read_job(job: Job) -> tuple[pa.RecordBatch, list[Problem]]:
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA), problems
 
 
+def _read_file(source: Any, size: int | None = None) -> SliceHeader:
+    """The header, of a slice that can be used: of compressed pixels only decoding tells."""
+    header = read_header(source, size)
+    if header.transfer_syntax in CODECS:
+        read_hu(source, size)
+    return header
+
+
 def _read_member(archive: BinaryIO, member: Member) -> tuple[SliceHeader, tuple[int, int, int]]:
     with open_member(archive, member) as (file, start):
-        header = read_header(file, member.size)
+        header = _read_file(file, member.size)
     return replace(header, offset=-1, length=-1), (start, member.compressed_size, member.method)
 
 

@@ -9,13 +9,11 @@ import hashlib
 import json
 import logging
 import os
-import stat
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,19 +23,26 @@ import pyarrow.parquet as pq
 from ich_keras.ct.elements import open_regular
 from ich_keras.datasets import archive as archives
 from ich_keras.datasets.headers import Problem, read_headers, read_member_headers
+from ich_keras.datasets.layout import (
+    PHANTOM_FILE,
+    Entry,
+    Layout,
+    beside,
+    find_in_archive,
+    image_id,
+    index_folder,
+    survey,
+    user_cache,
+)
 from ich_keras.datasets.rsna_labels import LabelTable, read_labels
 from ich_keras.errors import EXIT_DONE, EXIT_SOME_FAILED, InputError, report
-from ich_keras.files import fingerprint, sha256_of_file, whole_folder, write_json
+from ich_keras.files import sha256_of_file, whole_folder, write_json
 from ich_keras.labels import LABELS, SUBTYPES
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Goes up when the index's columns or what they mean change; an older index is then built anew."""
-
-IMAGES, LABEL_FILE, PHANTOM_FILE = "stage_2_train", "stage_2_train.csv", "phantom.json"
-KAGGLE_FOLDER = "rsna-intracranial-hemorrhage-detection"
-INDEX_FOLDER = "ich-keras-index"
 
 
 @dataclass(frozen=True)
@@ -63,30 +68,16 @@ class Index:
     synthetic: bool
     fingerprint: str
 
+    @property
+    def left_out(self) -> int:
+        """How many items were left out. A label mismatch is a problem of a slice that is used."""
+        return int((self.problems["reason"] != "label-mismatch").sum())
+
     def read_hu(self, position: int) -> np.ndarray:
         """One slice as HU, float32 `[H, W]`. Raises `SliceError` where the file has gone or changed."""
         row = self.rows.iloc[position]
         member = row[["member_offset", "member_length", "member_method"]]
         return archives.read_slice(self.root, row["path"], *member)
-
-
-class _Layout(NamedTuple):
-    """Where a data set's parts are: `images` and `labels` relative to `root`, or inside `archive`."""
-
-    root: Path
-    archive: Path | None
-    images: str
-    labels: str
-    members: list[archives.Member]
-
-
-class _Entry(NamedTuple):
-    """A file that may be a slice."""
-
-    name: str
-    size: int
-    changed: int
-    reason: str
 
 
 def load_index(data: str | os.PathLike[str], *, workers: int | None = None, rebuild: bool = False) -> Index:
@@ -107,13 +98,13 @@ def load_index(data: str | os.PathLike[str], *, workers: int | None = None, rebu
     data = Path(data)
     if shards.is_shards(data):
         return shards.load_shards(data)
-    layout, entries, state = _survey(data)
+    layout, entries, state = survey(data, VERSION)
     if not rebuild:
-        for folder in (_beside(data), _cache(data)):
+        for folder in (beside(data), user_cache(data)):
             index = _load(folder, data, state)
             if index is not None:
                 return index
-    index = _build(layout or _find_layout_in_archive(data), entries, workers)
+    index = _build(layout or find_in_archive(data), entries, workers)
     _save(index, data, state)
     return index
 
@@ -138,109 +129,11 @@ def leave_out(data: str | os.PathLike[str], index: Index, rejected: pd.DataFrame
     )
     problems = pd.concat([index.problems, more]).sort_values(["reason", "item", "detail"], ignore_index=True)
     index = replace(index, rows=rows, problems=problems, fingerprint=_fingerprint(rows))
-    _save(index, Path(data), _survey(Path(data))[2])
+    _save(index, Path(data), survey(Path(data), VERSION)[2])
     return index
 
 
-def _survey(data: Path) -> tuple["_Layout | None", list["_Entry"], str]:
-    """Where the data are, the files there (an archive is not listed yet), and what an index is valid for."""
-    if data.suffix.lower() == ".zip" and data.is_file():
-        status = data.stat()
-        return None, [], fingerprint([VERSION, "zip", status.st_size, status.st_mtime_ns])
-    layout = _find_layout(data)
-    entries = _list_files(layout.root / layout.images)
-    return layout, entries, _state(layout, entries)
-
-
-def index_folder(data: str | os.PathLike[str]) -> Path:
-    """Where a data set's index is kept: beside the data, or in the user's cache if that can't be written."""
-    data = Path(data)
-    beside = _beside(data)
-    parent = beside.parent
-    # A folder without a write bit is meant to stay as it is, even for root.
-    writable = os.access(parent, os.W_OK) and parent.stat().st_mode & 0o222
-    return beside if writable else _cache(data)
-
-
-def _beside(data: Path) -> Path:
-    return data / INDEX_FOLDER if data.is_dir() else data.with_name(f"{data.name}.{INDEX_FOLDER}")
-
-
-def _cache(data: Path) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "ich_keras" / hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
-
-
-def _find_layout(data: Path) -> _Layout:
-    if not data.is_dir():
-        what = "is not a folder or zip archive" if data.exists() else "does not exist"
-        raise InputError("no-data", f"the data folder {data} {what}; {_EXPECTED}")
-    for prefix in _PREFIXES:
-        images, labels = prefix + IMAGES, prefix + LABEL_FILE
-        if (data / images).is_dir():
-            if not (data / labels).is_file():
-                raise InputError("no-data", f"{data / labels} does not exist; {_EXPECTED}")
-            return _Layout(data, None, images, labels, [])
-    zips = sorted(path.name for path in data.glob("*.zip"))
-    hint = f" To use the archive there, give --data {data / zips[0]}." if zips else ""
-    raise InputError("no-data", f"{data} holds no folder {IMAGES}; {_EXPECTED}{hint}")
-
-
-_PREFIXES = ("", f"{KAGGLE_FOLDER}/", f"{KAGGLE_FOLDER}/{KAGGLE_FOLDER}/")
-_EXPECTED = (
-    f"expected {LABEL_FILE} and {IMAGES}/ as Kaggle packs them, there, in {KAGGLE_FOLDER}/ or in a zip "
-    "archive. See data/README.md for how to get them."
-)
-
-
-def _find_layout_in_archive(data: Path) -> _Layout:
-    members = archives.list_members(data)
-    names = {member.name for member in members}
-    for prefix in _PREFIXES:
-        folder = f"{prefix}{IMAGES}/"
-        images = [member for member in members if member.name.rpartition("/")[0] + "/" == folder]
-        if images:
-            if prefix + LABEL_FILE not in names:
-                raise InputError(
-                    "no-data", f"{data} holds {folder} but no {prefix + LABEL_FILE}; {_EXPECTED}"
-                )
-            label_file = next(member for member in members if member.name == prefix + LABEL_FILE)
-            return _Layout(data.parent, data, folder.rstrip("/"), prefix + LABEL_FILE, [*images, label_file])
-    raise InputError("no-data", f"{data} holds no folder {IMAGES}; {_EXPECTED}")
-
-
-def _list_files(folder: Path) -> list[_Entry]:
-    entries = []
-    try:
-        with os.scandir(folder) as found:
-            for item in found:
-                if item.name.startswith("."):
-                    continue
-                try:
-                    status = item.stat()
-                except OSError:
-                    entries.append(_Entry(item.name, 0, 0, "unreadable-file"))
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    entries.append(_Entry(item.name, status.st_size, status.st_mtime_ns, ""))
-                elif item.name.lower().endswith(".dcm"):
-                    entries.append(_Entry(item.name, 0, 0, "not-a-file"))
-    except OSError as error:
-        raise InputError("no-data", f"{folder} can't be listed: {error.strerror}") from None
-    return sorted(entries)
-
-
-def _state(layout: _Layout, entries: list[_Entry]) -> str:
-    """What an index is valid for: every name, size and time of change, and the label file's."""
-    labels = (layout.root / layout.labels).stat()
-    digest = hashlib.sha256(f"{VERSION} {layout.images} {labels.st_size} {labels.st_mtime_ns}\n".encode())
-    digest.update(
-        "\n".join(f"{e.name}/{e.size}/{e.changed}{e.reason}" for e in entries).encode(errors="replace")
-    )
-    return digest.hexdigest()
-
-
-def _build(layout: _Layout, entries: list[_Entry], workers: int | None) -> Index:
+def _build(layout: Layout, entries: list[Entry], workers: int | None) -> Index:
     if layout.archive is None:
         labels = read_labels(str(layout.root / layout.labels))
         usable = [entry for entry in entries if not entry.reason]
@@ -256,7 +149,7 @@ def _build(layout: _Layout, entries: list[_Entry], workers: int | None) -> Index
         ):
             labels = read_labels(csv)
         members = [member for member in members if not Path(member.name).name.startswith(".")]
-        usable = [_Entry(Path(member.name).name, member.size, 0, "") for member in members]
+        usable = [Entry(Path(member.name).name, member.size, 0, "") for member in members]
         table, rejected = read_member_headers(layout.archive, members, workers=workers)
         prefix = f"{layout.archive.name}!{layout.images}/"
 
@@ -267,12 +160,12 @@ def _build(layout: _Layout, entries: list[_Entry], workers: int | None) -> Index
     ]
     files = pd.DataFrame(
         {
-            "id": [_image_id(entry.name) for entry in usable],
+            "id": [image_id(entry.name) for entry in usable],
             "path": [prefix + entry.name for entry in usable],
             "size": np.array([entry.size for entry in usable], np.int64),
         }
     )
-    seen = {_image_id(entry.name) for entry in entries if entry.reason}
+    seen = {image_id(entry.name) for entry in entries if entry.reason}
     rows, more = _join(files, table, rejected, labels, seen)
     problems += more
     if rows.empty:
@@ -291,10 +184,6 @@ def _build(layout: _Layout, entries: list[_Entry], workers: int | None) -> Index
     )
     _log_problems(index)
     return index
-
-
-def _image_id(name: str) -> str:
-    return name[:-4] if name.lower().endswith(".dcm") else name
 
 
 def _join(
@@ -353,7 +242,7 @@ _TABLES = ("rows.parquet", "problems.parquet")
 
 
 def _save(index: Index, data: Path, state: str) -> None:
-    for folder in dict.fromkeys((index_folder(data), _cache(data))):
+    for folder in dict.fromkeys((index_folder(data), user_cache(data))):
         try:
             if folder.exists() and not folder.is_dir():
                 raise FileExistsError(errno.EEXIST, "a file stands in its place")
@@ -414,9 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.data, arguments.out, workers=arguments.workers, rebuild=arguments.rebuild
         )
     index = load_index(arguments.data, workers=arguments.workers, rebuild=arguments.rebuild)
-    left_out = int((index.problems["reason"] != "label-mismatch").sum())
-    print(f"{len(index.rows):,} slices in the index, {left_out:,} problems")
-    return EXIT_SOME_FAILED if left_out else EXIT_DONE
+    print(f"{len(index.rows):,} slices in the index, {index.left_out:,} items left out")
+    return EXIT_SOME_FAILED if index.left_out else EXIT_DONE
 
 
 if __name__ == "__main__":

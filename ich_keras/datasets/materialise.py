@@ -24,6 +24,7 @@ import pandas as pd
 from ich_keras import errors
 from ich_keras.datasets.batches import decode_batch, slice_table
 from ich_keras.datasets.index import Index, load_index
+from ich_keras.datasets.layout import shown
 from ich_keras.datasets.shards import (
     CODECS,
     MANIFEST,
@@ -76,7 +77,7 @@ def materialise(
     slices_per_shard: int = SLICES_PER_SHARD,
     beam_options: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes the shards of an index, or those that are still missing, and then the manifest.
+    """Writes the shards of an index, or those that are missing or damaged, and then the manifest.
 
     A slice that can't be decoded is left out and listed in the manifest.
 
@@ -91,7 +92,7 @@ def materialise(
 
     Returns:
         The manifest: version, codec, slices, fingerprint, synthetic, shards (name to slices, bytes, sha256),
-        left_out (reason, item, detail), rows_sha256.
+        left_out (reason, item, detail) by this, problems of the data, rows_sha256.
 
     Raises:
         InputError: output-exists, where `out` holds something else; bad-argument; cannot-write.
@@ -107,8 +108,7 @@ def materialise(
         Job(number, _part(index, start, slices_per_shard), str(out), codec)
         for number, start in enumerate(starts)
     ]
-    if not (out / MANIFEST).exists() or not all(job.report.exists() for job in jobs):
-        {"local": _run_locally, "beam": _run_beam}[runner](jobs, workers, beam_options)
+    {"local": _run_locally, "beam": _run_beam}[runner](jobs, workers, beam_options)
     return _finish(out, index, jobs)
 
 
@@ -119,10 +119,12 @@ def write_shard(job: Job) -> int:
         OSError: the shard can't be written.
     """
     path = Path(job.out) / job.name
-    if job.report.exists():
+    try:
         report = json.loads(job.report.read_text(encoding="utf-8"))
-        if path.exists() and sha256_of_file(path) == report["sha256"]:
+        if sha256_of_file(path) == report["sha256"]:
             return report["slices"]
+    except (FileNotFoundError, ValueError):
+        pass
     places: list[list[int]] = []
     left_out: list[list[str]] = []
     with whole_file(path) as temporary:
@@ -272,6 +274,7 @@ def _finish(out: Path, index: Index, jobs: list[Job]) -> dict[str, Any]:
             for job, report in zip(jobs, reports, strict=True)
         },
         "left_out": left_out,
+        "problems": index.problems.to_numpy().tolist(),
         "rows_sha256": sha256_of_file(out / ROWS),
     }
     write_json(out / MANIFEST, manifest)
@@ -313,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f" ({size / max(1, manifest['slices']) / 1e3:.1f} kB a slice): {args.out}"
     )
     for reason, item, _ in manifest["left_out"]:
-        print(f"left out: {item} [{reason}]")
+        print(f"left out: {shown(item)} [{reason}]")
     return errors.EXIT_SOME_FAILED if manifest["left_out"] else errors.EXIT_DONE
 
 

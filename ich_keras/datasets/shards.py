@@ -115,7 +115,7 @@ def decode_image(data: bytes | memoryview, size: int, codec: str, out: np.ndarra
             planes = _codecs.zstd.decompress(data, decompressed_size=expected)
         low, high = np.frombuffer(planes, np.uint8).reshape(2, size, size)
     except (zlib.error, OSError, ValueError):
-        raise SliceError("undecodable", "its image in the shard is damaged; make the shard anew") from None
+        raise SliceError("undecodable", "its image in the shard is damaged") from None
     codes = cv2.merge([low, high]).view("<u2")[:, :, 0]
     _look_up(codes, out)
 
@@ -154,7 +154,8 @@ def load_shards(folder: Path) -> Index:
     if wrong:
         raise InputError("no-data", f"{folder / wrong[0]} is not as it was written; run materialise again")
     rows = pd.read_parquet(folder / ROWS)
-    problems = pd.DataFrame(manifest["left_out"], columns=["reason", "item", "detail"], dtype=str)
+    listed = sorted(manifest["problems"] + manifest["left_out"])
+    problems = pd.DataFrame(listed, columns=["reason", "item", "detail"], dtype=str)
     return Index(rows, problems, folder, manifest["synthetic"], manifest["fingerprint"])
 
 

@@ -197,6 +197,9 @@ def test_pseudonyms_hide_all_but_rsnas():
     assert hashed == pseudonym("1234567 ")
     assert hashed != pseudonym("1234568")
     assert pseudonym("ID_Jane_Doe").startswith("h")
+    # RSNA's have 8 to 10 digits: patients, images, and series and studies.
+    assert pseudonym("ID_123456").startswith("h")
+    assert pseudonym("ID_12345678901").startswith("h")
 
 
 def test_geometry_that_is_missing_or_senseless_is_unknown(slice_file, head):

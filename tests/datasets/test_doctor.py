@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -140,14 +141,26 @@ def test_label_counts_are_the_usable_slices(checked):
     assert report["counts"]["any"]["here"] == sum(number % 6 < 5 for number in used)
 
 
-def test_training_goes_on_without_what_could_not_be_decoded(planted, tmp_path):
+def harm(path):
+    """Damages compressed pixels so that neither size nor time of change tells."""
+    status, data = path.stat(), bytearray(path.read_bytes())
+    start = data.index(b"\xe0\x7f\x10\0") + 40
+    data[start : start + 64] = b"\xff" * 64
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_training_goes_on_without_what_could_not_be_decoded(planted, tmp_path, capsys):
     before = load_index(planted)
-    assert "ID_000000005" in set(before.rows["id"])
-    run(planted, "--out", str(tmp_path / "out"))
+    harm(path_of(planted, 4))
+    assert run(planted, "--out", str(tmp_path / "out")) == 1
+    assert "fingerprint changed" in capsys.readouterr().out
     after = load_index(planted)
-    assert after.rows["id"].tolist() == [name for name in before.rows["id"] if name != "ID_000000005"]
+    assert after.rows["id"].tolist() == [name for name in before.rows["id"] if name != "ID_000000004"]
     assert after.fingerprint != before.fingerprint
-    assert (after.problems["reason"] == "undecodable").sum() == 1
+    assert (after.problems["reason"] == "undecodable").sum() == 2
+    assert run(planted, "--out", str(tmp_path / "out")) == 1
+    assert "fingerprint changed" not in capsys.readouterr().out
     for position in range(len(after.rows)):
         assert np.isfinite(after.read_hu(position)).all()
 
@@ -161,6 +174,27 @@ def test_nothing_of_a_header_is_shown(planted, tmp_path, capfd, caplog):
         shown += path.read_bytes().decode("latin-1")
     for secret in SECRETS:
         assert secret not in shown
+
+
+def test_names_of_files_are_not_shown(planted, tmp_path, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    (planted / "stage_2_train" / "Jane-MRN-777.dcm").write_text("no DICOM file")
+    text = (planted / "stage_2_train.csv").read_text()
+    lines = [f"Doe-19700101_{label},0" for label in LABELS]
+    (planted / "stage_2_train.csv").write_text(text + "\n".join(lines) + "\n")
+    run(planted, "--out", str(tmp_path / "out"))
+    shown = "".join(capfd.readouterr()) + caplog.text
+    shown += "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+    assert "no-file,h" in shown
+    for secret in SECRETS:
+        assert secret not in shown
+
+
+def test_disk_for_training_holds_weights_checkpoints_and_predictions(checked):
+    estimates = json.loads((checked / "report.json").read_text())["estimates"]
+    for name, parameters in {"efficientnetb3": 10_792_746, "inceptionresnetv2": 54_345_958}.items():
+        # Keras's own counts with a head of six outputs: once as best weights, thrice in a checkpoint.
+        assert estimates["training_bytes_one_fold"][name] == pytest.approx(40 * parameters, rel=0.01)
 
 
 def test_tables_fit_80_columns(checked):

@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless
 
 from ich_keras.ct.dicom import read_hu
 from ich_keras.datasets import headers
-from ich_keras.datasets.index import INDEX_FOLDER, index_folder, load_index
+from ich_keras.datasets.index import load_index
+from ich_keras.datasets.layout import INDEX_FOLDER, index_folder, shown
 from ich_keras.errors import InputError, SliceError
 from ich_keras.labels import LABELS
 
@@ -169,6 +172,46 @@ def test_damaged_member_is_a_problem(rsna_folder, tmp_path):
         index.read_hu(4)
     assert caught.value.reason == "unreadable-file"
     assert problems_of(load_index(archive)) == [("unreadable-file", row["path"])]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_compressed_slices_that_do_not_decode_are_left_out(rsna_folder, tmp_path, zipped):
+    data = rsna_folder(tmp_path / "data")
+    for number, kept in ((3, None), (4, -12)):
+        dataset = pydicom.dcmread(slice_path(data, number))
+        frame = pydicom.pixels.get_encoder(RLELossless).encode(dataset, index=0)
+        dataset.PixelData = encapsulate([frame[:kept]])
+        dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+        dataset.file_meta.TransferSyntaxUID = RLELossless
+        pydicom.dcmwrite(slice_path(data, number), dataset)
+    index = load_index(pack(data, tmp_path / "rsna.zip") if zipped else data)
+    assert index.rows["id"].tolist() == [image_id(number) for number in range(12) if number != 4]
+    assert index.problems["reason"].tolist() == ["undecodable"]
+    assert index.left_out == 1
+    for position in range(11):
+        assert index.read_hu(position).shape == (16, 16)
+
+
+def test_slices_used_with_mismatched_labels_are_not_left_out(rsna_folder, tmp_path):
+    data = rsna_folder(tmp_path / "data")
+    text = (data / "stage_2_train.csv").read_text()
+    (data / "stage_2_train.csv").write_text(text.replace(f"{image_id(0)}_any,1", f"{image_id(0)}_any,0"))
+    slice_path(data, 5).write_text("no DICOM file")
+    index = load_index(data)
+    assert index.problems["reason"].tolist() == ["label-mismatch", "not-dicom"]
+    assert index.left_out == 1
+
+
+@pytest.mark.parametrize(
+    "item", ["stage_2_train/Jane-Doe.dcm", "a.zip!b/Jane-Doe", "Jane-Doe", "ID_123456.DCM"]
+)
+def test_names_that_may_be_persons_are_not_shown(item):
+    masked = shown(item)
+    assert "Jane" not in masked
+    assert "123456" not in masked
+    assert masked.rpartition("/")[0] == item.rpartition("/")[0]
+    assert masked.lower().endswith(".dcm") == item.lower().endswith(".dcm")
+    assert shown("rsna.zip!stage_2_train/ID_0123456ab.dcm") == "rsna.zip!stage_2_train/ID_0123456ab.dcm"
 
 
 def test_file_that_is_no_zip(tmp_path):

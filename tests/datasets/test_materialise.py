@@ -159,17 +159,30 @@ def test_a_killed_run_ends_with_the_same_bytes(mixed, tmp_path, monkeypatch, mom
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_resumed_run_keeps_whole_shards_and_mends_damaged_ones(mixed, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        *(("shard-00002.tfrecord", harm) for harm in ("flip", "cut", "remove")),
+        ("shard-00002.json", "cut"),
+        ("rows.parquet", "flip"),
+        ("shards.json", "remove"),
+    ],
+)
+def test_another_run_keeps_whole_shards_and_mends_damaged_ones(mixed, shards, tmp_path, name, harm):
+    codec, made, _ = shards
     out = tmp_path / "out"
-    make(mixed[0], out)
-    before = contents(out)
-    (out / "shards.json").unlink()
+    shutil.copytree(made, out)
     kept = (out / "shard-00001.tfrecord").stat().st_mtime_ns
-    data = bytearray((out / "shard-00002.tfrecord").read_bytes())
-    data[len(data) // 2] ^= 1
-    (out / "shard-00002.tfrecord").write_bytes(data)
-    make(mixed[0], out)
-    assert contents(out) == before
+    data = bytearray((out / name).read_bytes())
+    if harm == "remove":
+        (out / name).unlink()
+    elif harm == "cut":
+        (out / name).write_bytes(data[:-20])
+    else:
+        data[len(data) // 2] ^= 0x80
+        (out / name).write_bytes(data)
+    make(mixed[0], out, codec=codec)
+    assert contents(out) == contents(made)
     assert (out / "shard-00001.tfrecord").stat().st_mtime_ns == kept
 
 
@@ -209,6 +222,33 @@ def test_a_slice_that_went_bad_is_left_out_and_listed(mixed, tmp_path, capsys):
     ours = decode_batch(slice_table(sharded), np.arange(32), (299,))[299]
     theirs = decode_batch(slice_table(index), np.delete(np.arange(33), 10), (299,))[299]
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_shards_carry_the_problems_of_the_data(mixed, tmp_path):
+    index = mixed[0]
+    problems = pd.DataFrame(
+        [("label-mismatch", index.rows["id"][2], "used as labelled"), ("no-file", "ID_00000abcd", "gone")],
+        columns=["reason", "item", "detail"],
+    )
+    make(replace(index, problems=problems), tmp_path / "out")
+    sharded = load_shards(tmp_path / "out")
+    pd.testing.assert_frame_equal(sharded.problems, problems.astype(str))
+    assert sharded.left_out == 1
+
+
+def test_names_of_files_are_not_shown(mixed, tmp_path, monkeypatch, capsys):
+    index = mixed[0]
+    rows = index.rows.head(3).copy()
+    rows.loc[1, ["id", "path"]] = "Jane-Doe", "stage_2_train/Jane-Doe.dcm"
+    monkeypatch.setattr(module, "load_index", lambda _: replace(index, rows=rows))
+    arguments = ["--data", str(index.root), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert "left out: stage_2_train/h" in shown
+    assert "Jane" not in shown
+    with pytest.raises(SliceError, match=r"slice h.*--check") as raised:
+        decode_batch(slice_table(replace(index, rows=rows)), np.array([1]), (299,))
+    assert "Jane" not in str(raised.value)
 
 
 def test_command(mixed, tmp_path, capsys):
