@@ -152,9 +152,10 @@ def prepare_fold(options: TrainingOptions) -> PreparedFold:
         int(split.test.sum()),
         " (phantoms, not patients)" if index.synthetic else "",
     )
-    if len(index.problems):
+    if index.left_out:
         logger.info(
-            "%d items of the data are left out; the report beside the index lists them.", len(index.problems)
+            "%d items of the data are left out; `python -m ich_keras.datasets.index --check` lists them.",
+            index.left_out,
         )
     logger.info("%s", leakage(index.rows, split, options.fold).sentence())
     logger.info("%s", explanation)
