@@ -4,7 +4,8 @@ Side by side on the same files, warm, both image sizes of each slice; contenders
 median of the rounds, a ratio the median of the rounds' ratios. PYTHON is an interpreter with
 bench/requirements.txt; without it those rows say "missing".
 On a machine that does other work too, CPU time a slice is the steadier number: both are shown.
-Writes JSON (--out) and prints tables. Without --data phantoms are made.
+Writes JSON (--out), from which bench/readme.py makes README's tables, and prints tables. Without --data
+phantoms are made.
 """
 
 import argparse
@@ -170,7 +171,11 @@ def indexing(data: Path, work: Path, count: int) -> dict[str, float]:
 
 
 def large(data: str, parquet: str, slices: int, answer: Any) -> None:
-    """Of an index of 752,803 rows: seconds to the first batch, and resident memory while it is iterated."""
+    """Of an index of 752,803 rows: seconds to the first batch, and resident memory while it is iterated.
+
+    The time starts at the kept table: the listing of as many files, by which `load_index` first makes sure
+    that nothing changed, is not in it.
+    """
     import tensorflow  # noqa: F401  (its import is not part of the time to the first batch)
 
     from ich_keras.datasets.pipeline import training_dataset
@@ -276,7 +281,7 @@ def main() -> None:
     parser.add_argument(
         "--epoch-slices", type=int, default=KAGGLE_ROWS, help="slices of the large index's epoch to iterate"
     )
-    parser.add_argument("--out", type=Path, default=HERE / "input_pipeline.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "input_pipeline.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -302,7 +307,7 @@ def main() -> None:
                 "python": platform.python_version(),
                 "load_at_start": os.getloadavg()[0],
             },
-            "data": "phantoms" if args.data is None else "given with --data",
+            "data": "phantoms" if load_index(data).synthetic else "real",
             "batches": compare(args, data, work),
             "indexing": indexing(data, work, args.index_files),
             "large": measure_large(data, work, args.epoch_slices),
