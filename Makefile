@@ -21,9 +21,9 @@ HYBRID := --arms $(subst $() ,$(comma),$(SMALL_ARMS))
 	@touch $@
 
 demo: .venv/user
-	$(BIN)/python -m ich_keras.ct.phantom --out data/phantoms --patients 30 --seed 0
+	$(BIN)/python -m ich_keras.ct.phantom --out data/phantoms --patients 60 --seed 0
 	for arm in $(SMALL_ARMS); do \
-	    $(BIN)/python train.py --arch $$arm --fold 0 $(DEMO) --epochs 6 --learning-rate 2e-3 --overwrite || exit; \
+	    $(BIN)/python train.py --arch $$arm --fold 0 $(DEMO) --epochs 5 --batch-size 16 --learning-rate 2e-3 --overwrite || exit; \
 	done
 	$(BIN)/python evaluate.py --test-set full $(DEMO) $(HYBRID) --out results/demo
 	$(BIN)/python export.py --fold 0 $(DEMO) $(HYBRID) --out exported/demo --overwrite

@@ -1,4 +1,4 @@
-"""Exports the trained arms of one fold as one SavedModel: HU in, probabilities out.
+"""Exports the trained arms of one fold as one model: HU in, probabilities out.
 
 python export.py --fold 0 --out exported/hybrid
 python export.py --arms efficientnetb3 --out exported/efficientnetb3
@@ -28,7 +28,13 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("exported/hybrid"),
         metavar="DIR",
-        help="folder to write: saved_model/ and metadata.json (default: %(default)s)",
+        help="folder to write: the model and metadata.json (default: %(default)s)",
+    )
+    command.add_argument(
+        "--format",
+        choices=("saved_model", "openvino"),
+        default="saved_model",
+        help="openvino needs the package openvino (default: %(default)s)",
     )
     command.add_argument("--overwrite", action="store_true", help="replace what is there")
     return command
@@ -40,8 +46,8 @@ def main(arguments: list[str]) -> None:
     check_output(options.out, options.overwrite)
     used = runs_to_export(options.runs, options.protocol, options.arms, options.fold)
     import_keras()
-    export_runs(used, options.out)
-    print(f"Written to {options.out}: saved_model/, metadata.json")
+    export_runs(used, options.out, options.format)
+    print(f"Written to {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}")
 
 
 if __name__ == "__main__":

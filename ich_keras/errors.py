@@ -76,8 +76,15 @@ def report(main: Callable[[], int | None]) -> int:
     except InputError as error:
         print(f"error: {error} [{error.reason}]", file=sys.stderr)
         return EXIT_IMPOSSIBLE
+    except BrokenPipeError:
+        return EXIT_DONE
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror or error}; expected a path that can be "
+            "read and written. [cannot-write]",
+            file=sys.stderr,
+        )
+        return EXIT_IMPOSSIBLE
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return EXIT_STOPPED
-    except BrokenPipeError:
-        return EXIT_DONE

@@ -89,6 +89,7 @@ def trained(phantom_data, tmp_path_factory):
     return folder, common
 
 
+@pytest.mark.slow
 def test_evaluate_prints_each_arm_and_the_hybrid(trained):
     folder, common = trained
     done = command(
@@ -115,6 +116,7 @@ def test_evaluate_prints_each_arm_and_the_hybrid(trained):
         assert (folder / "runs/patient" / arch / "fold-1/predictions-balanced.csv").is_file()
 
 
+@pytest.mark.slow
 def test_export_gives_what_evaluate_saw(trained):
     folder, common = trained
     command("export.py", "--fold", 1, *common, *SMALL, "--out", folder / "exported", check=0)
@@ -146,6 +148,7 @@ np.savez(sys.argv[3], **{name: value.numpy() for name, value in outputs.items()}
         np.testing.assert_allclose(served[arch], table[list(LABELS)], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_second_training_needs_a_word(trained):
     _folder, common = trained
     done = command("-c", UNLOADED, "train.py", "--arch", "tiny300", "--fold", 1, *common, check=2)
@@ -153,6 +156,7 @@ def test_a_second_training_needs_a_word(trained):
     assert "loaded []" in done.stdout
 
 
+@pytest.mark.slow
 def test_other_data_than_the_runs_were_trained_on_is_refused(trained, tmp_path):
     from ich_keras.ct.phantom import write_phantoms
 
@@ -165,6 +169,7 @@ def test_other_data_than_the_runs_were_trained_on_is_refused(trained, tmp_path):
     assert "[split-mismatch]" in done.stderr
 
 
+@pytest.mark.slow
 def test_all_folds_go_on_where_they_stopped(phantom_data, tmp_path):
     common = [
         "--arch", "tiny299", "--data", phantom_data, "--runs", tmp_path, "--epochs", 1,

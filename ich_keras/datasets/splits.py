@@ -121,11 +121,12 @@ def test_positions(rows: pd.DataFrame, split: Split, test_set: str) -> np.ndarra
     without hemorrhage: 314 + 4 x 500 + 2,500 = 4,814 images. The paper counts 4,871, which its description
     can't reach. Drawing each subtype without regard to the others, so that an image may be drawn twice,
     would give some 130 images fewer and label counts further from the paper's Figure 1.
-    With fewer than the paper's 314 epidural images the other counts shrink in proportion; where a class
-    has too few images all of them are taken.
+    With fewer than the paper's 314 epidural images the other counts shrink in proportion; with none, to what
+    the rarest of the other classes that are there allows; where a class has too few images all of them are
+    taken.
 
     Raises:
-        InputError: bad-argument; too-few-slices where the test set has no epidural image.
+        InputError: bad-argument; too-few-slices where no image has a hemorrhage, or all have.
     """
     if test_set not in TEST_SETS:
         raise InputError(
@@ -137,12 +138,12 @@ def test_positions(rows: pd.DataFrame, split: Split, test_set: str) -> np.ndarra
     labels = rows[list(SUBTYPES)].to_numpy(dtype=np.int8)[test] == 1
     ids = rows["id"].to_numpy(dtype=object)[test]
     epidural = SUBTYPES.index("epidural")
-    scale = min(1.0, labels[:, epidural].sum() / BALANCED_EPIDURAL)
+    scale = _balanced_scale(labels, epidural)
     if scale == 0:
         raise InputError(
             "too-few-slices",
-            f"the balanced test set is built around epidural images; the {len(test)} test slices have none:"
-            " add data or use the full test set",
+            f"the balanced test set needs images with and without hemorrhage; the {len(test)} test slices"
+            " lack one of them: add data or use the full test set",
         )
     chosen = labels[:, epidural].copy()
     for number, subtype in enumerate(SUBTYPES):
@@ -152,6 +153,16 @@ def test_positions(rows: pd.DataFrame, split: Split, test_set: str) -> np.ndarra
     members = np.flatnonzero(~labels.any(axis=1))
     chosen[_draw(members, ids, round(BALANCED_WITHOUT * scale), split.seed, "without")] = True
     return test[chosen]
+
+
+def _balanced_scale(labels: np.ndarray, epidural: int) -> float:
+    counts = labels.sum(axis=0)
+    without = int((~labels.any(axis=1)).sum())
+    if without == 0 or counts.sum() == 0:
+        return 0.0
+    if counts[epidural]:
+        return min(1.0, counts[epidural] / BALANCED_EPIDURAL)
+    return min(1.0, counts[counts > 0].min() / BALANCED_SUBTYPE, without / BALANCED_WITHOUT)
 
 
 @dataclass(frozen=True)

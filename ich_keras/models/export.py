@@ -19,6 +19,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file, whole_folder, write_json
 from ich_keras.labels import HU_FLOOR, LABELS, WINDOWS
+from ich_keras.models.hybrid import build_hybrid, with_arms
 
 SAVED_MODEL = "saved_model"
 OPENVINO = "model"
@@ -46,10 +47,11 @@ def images_from_hu(hu: tf.Tensor, size: int) -> tf.Tensor:
 def serving_function(arms: Sequence[keras.Model]) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """The whole computation: HU `[N, H, W]` to a dict of `[N, 6]`, "probability" and one entry per arm."""
 
+    sizes = {arm.name: arm.input_shape[1] for arm in arms}
+    model = with_arms(build_hybrid(arms), list(sizes))
+
     def serve(hu: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = {arm.name: arm(images_from_hu(hu, arm.input_shape[1]), training=False) for arm in arms}
-        mean = tf.add_n(list(outputs.values())) / len(outputs)
-        return {"probability": mean, **outputs}
+        return model({name: images_from_hu(hu, size) for name, size in sizes.items()}, training=False)
 
     return serve
 

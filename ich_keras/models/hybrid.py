@@ -36,3 +36,18 @@ def build_hybrid(arms: Sequence[keras.Model]) -> keras.Model:
     else:
         output = keras.layers.Average(dtype="float32", name="probability")(probabilities)
     return keras.Model(images, output, name="_".join(names))
+
+
+def with_arms(hybrid: keras.Model, names: Sequence[str]) -> keras.Model:
+    """The hybrid with its arms' outputs beside its own: what is served and what is evaluated.
+
+    Args:
+        hybrid: of `build_hybrid`.
+        names: its arms, in order.
+
+    Returns:
+        A model of the same inputs. Output: a dict of float32 `[N, 6]`, "probability" and one entry per arm.
+    """
+    parts = hybrid.get_layer("probability").input
+    parts = parts if isinstance(parts, list) else [parts]
+    return keras.Model(hybrid.input, {"probability": hybrid.output, **dict(zip(names, parts, strict=True))})

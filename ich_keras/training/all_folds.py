@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.table import Table
 
 from ich_keras.command import console
-from ich_keras.errors import EXIT_DONE, EXIT_SOME_FAILED, EXIT_STOPPED
+from ich_keras.errors import EXIT_DONE, EXIT_IMPOSSIBLE, EXIT_SOME_FAILED, EXIT_STOPPED
 from ich_keras.labels import ARMS, FOLDS
 from ich_keras.training.options import TrainingOptions
-from ich_keras.training.runs import COMPLETE, Run
+from ich_keras.training.runs import COMPLETE, FAILED, Run
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,9 @@ def train_all_folds(script: Path, options: TrainingOptions, arguments: Sequence[
                 command.append("--resume")
             code = subprocess.run(command, check=False).returncode
             if code == EXIT_STOPPED:
+                return code
+            if code == EXIT_IMPOSSIBLE and run.read().get("state") != FAILED:
+                # Not this fold's fault: data, weights or arguments would fail the next one as well.
                 return code
             if code != EXIT_DONE:
                 failed.append(fold)

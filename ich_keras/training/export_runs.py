@@ -6,18 +6,30 @@ from pathlib import Path
 
 from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file
-from ich_keras.training.runs import Run, check_same_split, find_folds
+from ich_keras.training.runs import Run, check_same_split, find_folds, public_record
 
 logger = logging.getLogger(__name__)
 
 
 def check_output(out: Path, overwrite: bool) -> None:
-    """Refuses to replace what is already there; raises InputError("output-exists")."""
-    if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            "output-exists",
-            f"{out} already exists; expected a new folder. Give another --out, or --overwrite to replace it.",
-        )
+    """Refuses to replace what is already there, unless it is an export to be overwritten.
+
+    Raises:
+        InputError: "output-exists".
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if (
+        overwrite
+        and (out / "metadata.json").is_file()
+        and out.resolve() not in (Path.cwd(), *Path.cwd().parents)
+    ):
+        return
+    raise InputError(
+        "output-exists",
+        f"{out} already exists; expected a new folder. Give another --out, or --overwrite to replace an "
+        "earlier export.",
+    )
 
 
 def runs_to_export(runs: Path, protocol: str, arms: Sequence[str], fold: int) -> list[Run]:
@@ -32,13 +44,18 @@ def runs_to_export(runs: Path, protocol: str, arms: Sequence[str], fold: int) ->
     return used
 
 
-def export_runs(used: Sequence[Run], out: Path) -> None:
-    """Writes the SavedModel of the runs' best weights and its metadata.json into `out`."""
-    from ich_keras.models.export import export_saved_model
+def export_runs(used: Sequence[Run], out: Path, model_format: str = "saved_model") -> None:
+    """Writes the model of the runs' best weights and its metadata.json into `out`.
+
+    Args:
+        model_format: "saved_model" or "openvino".
+    """
+    from ich_keras.models.export import export_openvino, export_saved_model
     from ich_keras.training.prediction import load_run
 
-    records = [run.read() for run in used]
-    export_saved_model(
+    records = [public_record(run.read()) for run in used]
+    write = {"saved_model": export_saved_model, "openvino": export_openvino}[model_format]
+    write(
         [load_run(run) for run in used],
         out,
         {

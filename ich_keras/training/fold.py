@@ -17,8 +17,8 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from ich_keras.datasets.batches import training_step
-from ich_keras.datasets.pipeline import training_dataset
-from ich_keras.errors import InputError
+from ich_keras.datasets.pipeline import slice_errors, training_dataset
+from ich_keras.errors import InputError, SliceError
 from ich_keras.evaluation.metrics import log_losses
 from ich_keras.files import whole_file
 from ich_keras.labels import ARMS, LABELS
@@ -175,11 +175,11 @@ def _write_epoch(fold: PreparedFold, model: keras.Model, state: Progress, row: d
         writer.close()
 
 
-def _fail(fold: PreparedFold, state: Progress, broken_at: int) -> None:
+def _diverged(fold: PreparedFold, broken_at: int) -> InputError:
     items, _ = training_step(len(fold.training), broken_at, fold.options.batch, fold.options.seed)
     ids = fold.index.rows["id"].to_numpy()[fold.training[items]]
-    fold.run.write({**fold.record, "state": FAILED, "step": broken_at, "batch": list(ids)})
-    raise InputError(
+    fold.run.write({**fold.run.read(), "state": FAILED, "step": broken_at, "batch": list(ids)})
+    return InputError(
         "training-diverged",
         f"the loss of step {broken_at + 1} is not a number; expected a finite loss. The weights of the last "
         f"complete epoch and the last checkpoint are kept. The batch was {', '.join(ids)}: look at these "
@@ -200,6 +200,13 @@ def train_fold(fold: PreparedFold) -> dict[str, Any]:
         stop = stack.enter_context(stop_on_signals())
         try:
             return _train(fold, stop)
+        except SliceError as error:
+            fold.run.write({**fold.run.read(), "state": FAILED, "slice": str(error)})
+            raise SliceError(
+                error.reason,
+                f"{error}; expected the file that was indexed. Put it back, or leave it out with "
+                f"`python -m ich_keras.datasets.index --data {fold.options.data} --check`, and train again.",
+            ) from error
         except OSError as error:
             raise InputError(
                 "cannot-write",
@@ -211,13 +218,14 @@ def train_fold(fold: PreparedFold) -> dict[str, Any]:
 def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
     options, run = fold.options, fold.run
     started = time.monotonic()
-    if options.overwrite:
-        run.clear()
     keras.utils.set_random_seed(options.seed)
     keras.config.set_dtype_policy(options.precision)
     model = build_arm(options.arch, seed=options.seed)
     load_weights(model, fold.weights)
     _compile(model, options.learning_rate)
+    if options.overwrite:
+        # Only now: what can't start leaves the old run whole.
+        run.clear()
     record = {
         **fold.record,
         "state": RUNNING,
@@ -238,9 +246,7 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
     predictor = build_predictor([model])
 
     def validate() -> np.ndarray:
-        predicted = predict_rows(
-            predictor, [model.name], fold.index, fold.validation, description="validating"
-        )
+        predicted = predict_rows(predictor, fold.index, fold.validation, description="validating")
         return predicted[model.name]
 
     epochs, steps = options.epochs, fold.steps_per_epoch
@@ -252,24 +258,25 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
             seconds_before = time.monotonic()
             remaining = (epoch + 1) * steps - state.step
             if remaining:
-                model.fit(
-                    training_dataset(
-                        fold.index,
-                        fold.training,
-                        options.arch,
-                        batch_size=options.batch,
-                        seed=options.seed,
-                        start_step=state.step,
-                    ),
-                    initial_epoch=epoch,
-                    epochs=epoch + 1,
-                    steps_per_epoch=remaining,
-                    shuffle=False,
-                    verbose=0,
-                    callbacks=[watcher],
-                )
+                with slice_errors():
+                    model.fit(
+                        training_dataset(
+                            fold.index,
+                            fold.training,
+                            options.arch,
+                            batch_size=options.batch,
+                            seed=options.seed,
+                            start_step=state.step,
+                        ),
+                        initial_epoch=epoch,
+                        epochs=epoch + 1,
+                        steps_per_epoch=remaining,
+                        shuffle=False,
+                        verbose=0,
+                        callbacks=[watcher],
+                    )
             if watcher.broken_at is not None:
-                _fail(fold, state, watcher.broken_at)
+                raise _diverged(fold, watcher.broken_at)
             if stop.received:
                 raise Stopped(f"stopped by {stop.received} at step {state.step}")
             predictions = validate()

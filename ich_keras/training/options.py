@@ -44,6 +44,10 @@ class TrainingOptions:
         ):
             if value is not None and not value >= least:
                 raise InputError("bad-argument", f"--{name} must be {least} or more, received {value}.")
+        if self.seed >= 2**32:
+            raise InputError(
+                "bad-argument", f"--seed must be below 2**32 = 4294967296, received {self.seed}."
+            )
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise InputError(
                 "bad-argument",

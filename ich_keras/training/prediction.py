@@ -9,6 +9,7 @@ from ich_keras.datasets.index import Index
 from ich_keras.datasets.pipeline import inference_dataset, slice_errors
 from ich_keras.errors import InputError
 from ich_keras.models.arms import build_arm
+from ich_keras.models.hybrid import build_hybrid, with_arms
 from ich_keras.models.weights import load_weights
 from ich_keras.training.progress import progress_bar
 from ich_keras.training.runs import Run
@@ -26,44 +27,41 @@ class _Advance(keras.callbacks.Callback):
 
 
 def build_predictor(arms: Sequence[keras.Model]) -> keras.Model:
-    """One model of all arms, their outputs side by side, so that a slice is decoded once for all.
+    """The hybrid of the arms with each arm's output beside it. It shares the arms' weights.
 
-    It shares the arms' weights. Build it once and use it again: Keras traces each new model anew.
+    Build it once and use it again: Keras traces each new model anew.
     """
-    images = [keras.Input(arm.input_shape[1:], dtype="uint8") for arm in arms]
-    return keras.Model(images, [arm(image) for arm, image in zip(arms, images, strict=True)])
+    return with_arms(build_hybrid(arms), [arm.name for arm in arms])
 
 
 def predict_rows(
     predictor: keras.Model,
-    arms: Sequence[str],
     index: Index,
     positions: np.ndarray,
     *,
     batch_size: int = PREDICTION_BATCH,
     description: str = "predicting",
 ) -> dict[str, np.ndarray]:
-    """Each arm's probabilities for rows of the index.
+    """Probabilities of the hybrid and of each arm for rows of the index; a slice is decoded once for all.
 
     Args:
         predictor: of `build_predictor`.
-        arms: the names of its arms, in order.
         positions: row positions in the index.
 
     Returns:
-        For each arm's name, float32 `[len(positions), 6]`, in the order of `positions` and `LABELS`.
+        "probability", the mean, and each arm's name: float32 `[len(positions), 6]`, in the order of
+        `positions` and `LABELS`.
 
     Raises:
         SliceError: a slice can't be read any more.
     """
-    dataset = inference_dataset(index, positions, arms, batch_size=batch_size).map(
-        lambda batch: (tuple(batch[name] for name in arms),)
-    )
+    dataset = inference_dataset(index, positions, list(predictor.input), batch_size=batch_size)
     steps = -(-len(positions) // batch_size)
     with progress_bar(description, steps, "batches") as (progress, task), slice_errors():
-        outputs = predictor.predict(dataset, verbose=0, callbacks=[_Advance(progress, task)])
-    # Keras unwraps a list of one.
-    return dict(zip(arms, outputs if isinstance(outputs, list) else [outputs], strict=True))
+        # One element a batch; a bare dict would be taken for the inputs, targets and weights.
+        return predictor.predict(
+            dataset.map(lambda batch: (batch,)), verbose=0, callbacks=[_Advance(progress, task)]
+        )
 
 
 def load_best_weights(arm: keras.Model, run: Run) -> None:
@@ -86,9 +84,3 @@ def load_run(run: Run) -> keras.Model:
     arm = build_arm(run.arch)
     load_best_weights(arm, run)
     return arm
-
-
-def hybrid_probabilities(arms: dict[str, np.ndarray]) -> np.ndarray:
-    """The mean of the arms' probabilities, float32 `[N, 6]`, as the hybrid's Average layer computes it
-    (paper, section 2.3.3)."""
-    return np.stack(list(arms.values())).mean(axis=0, dtype=np.float32)

@@ -101,8 +101,10 @@ def _record(options: TrainingOptions, weights: str, index: Index, split: Split) 
         "data_fingerprint": index.fingerprint,
         "split_fingerprint": split.fingerprint,
     }
-    if Path(weights).is_file():
-        record["weights_sha256"] = sha256_of_file(weights)
+    if weights not in ("none", "imagenet"):
+        path = Path(weights) / "best.weights.h5" if Path(weights).is_dir() else Path(weights)
+        if path.is_file():
+            record["weights_sha256"] = sha256_of_file(path)
     return record
 
 

@@ -15,7 +15,6 @@ from ich_keras.files import write_json
 from ich_keras.labels import ARMS, FOLDS, LABELS
 
 RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
-KEPT_BETWEEN_RUNS = {"train.log"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Run:
         path = self.folder / "run.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError) as error:
             raise InputError(
@@ -79,15 +78,11 @@ class Run:
 
     def is_empty(self) -> bool:
         """True where nothing of an earlier run is left."""
-        return not self.folder.exists() or not any(
-            entry.name not in KEPT_BETWEEN_RUNS for entry in self.folder.iterdir()
-        )
+        return not self.folder.is_dir() or not any(self.folder.iterdir())
 
     def clear(self) -> None:
         """Removes all that an earlier run left."""
-        for entry in list(self.folder.iterdir()) if self.folder.exists() else []:
-            if entry.name in KEPT_BETWEEN_RUNS:
-                continue
+        for entry in list(self.folder.iterdir()) if self.folder.is_dir() else []:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
@@ -107,9 +102,8 @@ def usable(run: Run) -> str:
         return "not trained"
     if record.get("state") != COMPLETE:
         return f"training is {record.get('state')}"
-    if not run.best_weights.is_file():
-        return f"{run.best_weights.name} is missing"
-    return ""
+    needed = (run.best_weights, run.predictions("validation"))
+    return "; ".join(f"{path.name} is missing" for path in needed if not path.is_file())
 
 
 def find_folds(
@@ -140,7 +134,7 @@ def find_folds(
 
 
 def check_same_split(runs: Sequence[Run], split_fingerprint: str | None = None) -> None:
-    """Refuses runs whose data or split differ from each other or from the one given.
+    """Refuses runs whose split differs from each other or from the one given.
 
     Raises:
         InputError: "split-mismatch", naming the runs.
@@ -154,9 +148,17 @@ def check_same_split(runs: Sequence[Run], split_fingerprint: str | None = None) 
             "split-mismatch",
             f"these runs were trained on another split or other data: {came}; expected "
             f"{expected[:12]}. Their test slices may be another run's training slices, so they can't be "
-            "judged together. Use the --data, --protocol and --seed they were trained with, or train them "
-            "again with --overwrite.",
+            "judged together. Use the --data and --protocol they were trained with, or train them again with "
+            "one --seed and --overwrite.",
         )
+
+
+def public_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's record without the paths of the machine it ran on, to travel with results and models."""
+    arguments = {name: value for name, value in record["arguments"].items() if name not in ("data", "runs")}
+    if arguments["weights"] not in ("none", "imagenet"):
+        arguments["weights"] = f"a file, sha256 {record.get('weights_sha256', 'unknown')}"
+    return {**record, "arguments": arguments}
 
 
 def predictions_table(rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:

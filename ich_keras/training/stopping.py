@@ -1,10 +1,13 @@
 """Ctrl-C and SIGTERM ask a training run to stop after the current step; a second one stops at once."""
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+logger = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -17,6 +20,7 @@ class StopRequest:
         if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        logger.warning("%s: stopping after this step; a second one stops at once.", self.received)
 
 
 class Stopped(Exception):

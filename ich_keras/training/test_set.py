@@ -20,7 +20,7 @@ from ich_keras.evaluation.evaluate import evaluate_predictions
 from ich_keras.evaluation.predictions import Frames, read_predictions
 from ich_keras.files import whole_file
 from ich_keras.labels import ARMS, FOLDS, LABELS, PROTOCOLS
-from ich_keras.training.runs import Run, check_same_split, find_folds, predictions_table
+from ich_keras.training.runs import Run, check_same_split, find_folds, predictions_table, public_record
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ def evaluate_runs(
     Raises:
         InputError: "no-runs", "split-mismatch", or what the data or the weights give rise to.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(
+            "output-exists", f"{out} is a file; expected a folder or a new name. Give another --out."
+        )
     found, left_out = find_folds(runs, protocol, arms, folds)
     used = [Run(runs, protocol, arch, fold) for fold in found for arch in arms]
     check_same_split(used)
@@ -67,7 +71,8 @@ def evaluate_runs(
     check_same_split(used, split.fingerprint)
     positions = test_positions(index.rows, split, test_set)
     counts = [leakage(index.rows, split, fold) for fold in found[:1]]
-    notes = [f"Folds used: {', '.join(map(str, found))} of {FOLDS}.", *_left_out_notes(left_out)]
+    folds_used = f"Folds used: {', '.join(map(str, found))} ({len(found)} of {FOLDS})."
+    notes = [folds_used, *_left_out_notes(left_out)]
     for line in (
         f"{test_set} test set: {len(positions):,} slices"
         f"{' (phantoms, not patients)' if index.synthetic else ''}.",
@@ -95,7 +100,7 @@ def evaluate_runs(
             "protocol": protocol,
             "leakage": counts[0].sentence(),
             "notes": notes,
-            "runs": [run.read() for run in used],
+            "runs": [public_record(run.read()) for run in used],
             "counts": _label_counts(index, split, found[0]),
             "split_seed": seed,
             "data_fingerprint": index.fingerprint,
@@ -154,7 +159,6 @@ def _predict(
     from ich_keras.models.blocks import arm_blocks
     from ich_keras.training.prediction import (
         build_predictor,
-        hybrid_probabilities,
         load_best_weights,
         predict_rows,
     )
@@ -168,13 +172,13 @@ def _predict(
     for fold in folds:
         for model in models:
             load_best_weights(model, Run(runs, protocol, model.name, fold))
-        predicted = predict_rows(predictor, arms, index, positions, description=f"fold {fold}")
+        predicted = predict_rows(predictor, index, positions, description=f"fold {fold}")
         for arch in arms:
             frames[arch][fold] = predictions_table(rows, predicted[arch])
             with whole_file(Run(runs, protocol, arch, fold).predictions(test_set)) as temporary:
                 frames[arch][fold].to_csv(temporary, index=False)
         if len(arms) > 1:
-            frames[HYBRID][fold] = predictions_table(rows, hybrid_probabilities(predicted))
+            frames[HYBRID][fold] = predictions_table(rows, predicted["probability"])
     joined = [("Average", (len(LABELS),))] if len(arms) > 1 else []
     columns = {ARMS[model.name].title: arm_blocks(model) for model in models}
     return frames, {"columns": columns, "joined": joined}

@@ -52,6 +52,16 @@ def published(rsna_labels):
     return pd.read_parquet(rsna_labels)
 
 
+def test_balanced_without_epidural_follows_the_rarest_class(rows):
+    rows = rows.assign(epidural=0)
+    split = make_split(rows, "paper")
+    labels = rows[list(SUBTYPES)].to_numpy()[split.test]
+    chosen = rows[list(SUBTYPES)].to_numpy()[positions_of(rows, split, "balanced")]
+    rarest = labels.sum(axis=0)[1:].min()
+    assert (chosen.sum(axis=0)[1:] >= rarest).all()
+    assert (~chosen.any(axis=1)).sum() == min((~labels.any(axis=1)).sum(), round(5 * rarest))
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_row_has_one_role(rows, protocol):
     split = make_split(rows, protocol)
@@ -172,9 +182,11 @@ def test_balanced_takes_all_epidural_and_equal_draws(rows):
         (lambda rows: make_split(pd.concat([rows, rows.head(3)]), "paper"), "bad-labels", "3 rows"),
         (lambda rows: positions_of(rows, make_split(rows, "paper"), "all"), "bad-argument", "all"),
         (
-            lambda rows: positions_of(rows.assign(epidural=0), make_split(rows, "paper"), "balanced"),
+            lambda rows: positions_of(
+                rows.assign(**dict.fromkeys(SUBTYPES, 0)), make_split(rows, "paper"), "balanced"
+            ),
             "too-few-slices",
-            "epidural",
+            "with and without hemorrhage",
         ),
     ],
 )

@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 
 from ich_keras.ct.preprocess import slice_to_image
+from ich_keras.datasets.index import load_index
+from ich_keras.datasets.pipeline import inference_dataset
 from ich_keras.files import sha256_of_file
 from ich_keras.labels import WINDOWS
 from ich_keras.models import export
@@ -76,6 +78,23 @@ def test_served_logits_are_those_of_the_arms(arms, served, phantom_hu):
         np.testing.assert_allclose(logits_of(served[name]), logits_of(probability), atol=1e-2)
     mean = np.mean([value.astype(np.float64) for value in expected.values()], axis=0)
     np.testing.assert_allclose(logits_of(served["probability"]), logits_of(mean), atol=1e-2)
+
+
+def test_served_logits_of_real_slices_are_those_of_their_files(arms, exported, rsna_sample):
+    index = load_index(rsna_sample)
+    positions = np.arange(0, len(index.rows), 9)
+    names = [arm.name for arm in arms]
+    serve = tf.saved_model.load(str(exported / "saved_model")).signatures["serving_default"]
+    hu = np.stack([index.read_hu(position) for position in positions])
+    served = {name: logits_of(value.numpy()) for name, value in serve(hu=tf.constant(hu)).items()}
+    batch = next(iter(inference_dataset(index, positions, names, batch_size=len(positions))))
+    for arm in arms:
+        images = batch[arm.name].numpy()
+        expected = logits_of(arm.predict(images, verbose=0))
+        assert expected.std(axis=0).min() > 0.5
+        np.testing.assert_allclose(served[arm.name], expected, atol=1e-2)
+        swapped = logits_of(arm.predict(images[..., [1, 0, 2]], verbose=0))
+        assert np.abs(served[arm.name] - swapped).max() > 0.1
 
 
 def test_served_logits_of_the_same_images_agree(arms, served, phantom_hu):

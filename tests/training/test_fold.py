@@ -1,7 +1,11 @@
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,7 +21,7 @@ from ich_keras.training import fold as fold_module
 from ich_keras.training.checkpoint import load_checkpoint
 from ich_keras.training.fold import train_fold
 from ich_keras.training.options import TrainingOptions
-from ich_keras.training.prediction import build_predictor, hybrid_probabilities, load_run, predict_rows
+from ich_keras.training.prediction import build_predictor, load_run, predict_rows
 from ich_keras.training.prepare import choose_weights, prepare_fold
 from ich_keras.training.runs import Run
 from ich_keras.training.stopping import Stopped
@@ -91,10 +95,10 @@ def test_best_weights_give_the_predictions_again(small_runs, phantom_data):
     table = pd.read_csv(run.predictions("validation"))
     positions = np.flatnonzero(index.rows["id"].isin(table["id"]))
     arms = [load_run(run), load_run(Run(small_runs, "paper", "tiny299", 0))]
-    again = predict_rows(build_predictor(arms), ["tiny300", "tiny299"], index, positions, batch_size=5)
+    again = predict_rows(build_predictor(arms), index, positions, batch_size=5)
     np.testing.assert_allclose(again["tiny300"], table[list(LABELS)], atol=1e-5)
     mean = (again["tiny300"].astype(np.float64) + again["tiny299"]) / 2
-    np.testing.assert_allclose(hybrid_probabilities(again), mean, atol=1e-7)
+    np.testing.assert_allclose(again["probability"], mean, atol=1e-7)
 
 
 def test_a_run_cut_short_at_a_step_ends_as_an_uninterrupted_one(options, tmp_path, monkeypatch):
@@ -210,6 +214,60 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(options, monkeypatc
     assert load_checkpoint(run_of(options).checkpoints)[1]["step"] == 3
 
 
+LOST_FILES = """
+import shutil, sys
+from pathlib import Path
+from ich_keras.command import import_keras
+from ich_keras.errors import report
+from ich_keras.training.options import TrainingOptions
+from ich_keras.training.prepare import prepare_fold
+
+def main():
+    data, runs = map(Path, sys.argv[1:])
+    prepared = prepare_fold(TrainingOptions("tiny299", 0, data=data, runs=runs, epochs=1, batch_size=4))
+    shutil.rmtree(data / "stage_2_train")
+    import_keras()
+    from ich_keras.training.fold import train_fold
+    train_fold(prepared)
+
+sys.exit(report(main))
+"""
+
+
+@pytest.mark.slow
+def test_files_lost_after_the_index_end_the_run_with_a_message(phantom_data, tmp_path):
+    data = shutil.copytree(phantom_data, tmp_path / "data")
+    done = subprocess.run(
+        [sys.executable, "-c", LOST_FILES, str(data), str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(Path(fold_module.__file__).parents[2])},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "expected the file that was indexed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert Run(tmp_path / "runs", "paper", "tiny299", 0).read()["state"] == "failed"
+
+
+def test_what_cannot_start_leaves_the_old_run_whole(small_runs, phantom_data, tmp_path):
+    shutil.copytree(small_runs, tmp_path / "runs")
+    (tmp_path / "bad.h5").write_bytes(b"not weights")
+    options = TrainingOptions(
+        "tiny300",
+        0,
+        data=phantom_data,
+        runs=tmp_path / "runs",
+        weights=str(tmp_path / "bad.h5"),
+        overwrite=True,
+    )
+    before = {path: path.read_bytes() for path in run_of(options).folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError) as caught:
+        train_fold(prepare_fold(options))
+    assert caught.value.reason == "wrong-weights"
+    assert {path: path.read_bytes() for path in run_of(options).folder.rglob("*") if path.is_file()} == before
+
+
 def test_auto_weights_are_imagenet_on_real_data_only():
     options = TrainingOptions("efficientnetb3", 0)
     assert choose_weights(options, synthetic=False)[0] == "imagenet"
@@ -234,6 +292,7 @@ def test_what_a_run_says_first(options, caplog):
         ({"epochs": 0}, "--epochs must be 1 or more, received 0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be a positive number"),
         ({"batch_size": -1}, "--batch-size must be 1 or more"),
+        ({"seed": 2**32}, "--seed must be below"),
         ({"resume": True, "overwrite": True}, "--resume and --overwrite"),
     ],
 )

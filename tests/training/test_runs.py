@@ -4,7 +4,7 @@ import pytest
 
 from ich_keras.errors import InputError
 from ich_keras.labels import LABELS
-from ich_keras.training.runs import Run, check_same_split, find_folds, predictions_table
+from ich_keras.training.runs import Run, check_same_split, find_folds, predictions_table, public_record
 
 
 def make_run(runs, arch, fold, state="complete", split="s", weights=True):
@@ -12,6 +12,7 @@ def make_run(runs, arch, fold, state="complete", split="s", weights=True):
     run.write({"state": state, "split_fingerprint": split})
     if weights:
         run.best_weights.write_bytes(b"weights")
+        run.predictions("validation").write_text("id\n")
     return run
 
 
@@ -25,7 +26,10 @@ def test_folds_of_every_arm_are_used_and_the_others_named(tmp_path):
     assert found == [3]
     assert left_out[0] == "tiny299 not trained"
     assert left_out[4] == "tiny300 not trained; tiny299 training is running"
-    assert left_out[5] == "tiny300 best.weights.h5 is missing; tiny299 not trained"
+    assert (
+        left_out[5]
+        == "tiny300 best.weights.h5 is missing; predictions-validation.csv is missing; tiny299 not trained"
+    )
     assert sorted([*found, *left_out]) == list(range(10))
 
 
@@ -73,3 +77,14 @@ def test_predictions_keep_ids_beside_their_probabilities():
     assert list(table.columns) == ["id", "patient", "study", *LABELS]
     assert table.loc[1, "id"] == "a"
     assert table.loc[1, "any"] == 0.11
+
+
+def test_what_travels_names_no_path_of_this_machine():
+    record = {
+        "arguments": {"data": "/home/a/data", "runs": "/home/a/runs", "weights": "/home/a/w.h5", "seed": 3},
+        "weights_sha256": "abc",
+    }
+    public = public_record(record)
+    assert "/home" not in str(public)
+    assert public["arguments"] == {"weights": "a file, sha256 abc", "seed": 3}
+    assert record["arguments"]["data"] == "/home/a/data"
