@@ -7,8 +7,6 @@ import os
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -258,14 +256,6 @@ def test_unknown_transfer_syntax_is_refused(slice_file, head):
         assert caught.value.reason == reason
 
 
-def test_truncation_at_20_places(slice_file, head):
-    data = slice_file(head).getvalue()
-    for length in np.linspace(0, len(data) - 1, 20).astype(int):
-        with pytest.raises(SliceError) as caught:
-            read_header(io.BytesIO(data[:length]))
-        assert caught.value.reason in ("truncated", "not-dicom", "no-pixels", "not-ct", "bad-header")
-
-
 def test_files_that_are_no_files(tmp_path):
     (tmp_path / "folder.dcm").mkdir()
     os.mkfifo(tmp_path / "pipe.dcm")
@@ -286,45 +276,6 @@ def test_missing_empty_and_text_files(tmp_path):
         with pytest.raises(SliceError) as caught:
             read_hu(tmp_path / name)
         assert caught.value.reason == reason
-
-
-def test_permission_denied(tmp_path, monkeypatch, slice_file, head):
-    path = tmp_path / "secret.dcm"
-    path.write_bytes(slice_file(head).getvalue())
-
-    def deny(*_args, **_options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("builtins.open", deny)  # root may read anything
-    with pytest.raises(SliceError, match="Permission denied") as caught:
-        read_header(path)
-    assert caught.value.reason == "unreadable-file"
-
-
-@pytest.fixture(scope="module")
-def whole(slice_file, head):
-    return slice_file(head).getvalue()
-
-
-@settings(
-    max_examples=1000,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-@given(flips=st.lists(st.tuples(st.integers(0, 999), st.integers(1, 255)), min_size=1, max_size=6))
-def test_flipped_bytes_give_hu_or_a_slice_error(whole, flips):
-    data = bytearray(whole)
-    for place, change in flips:
-        data[place] ^= change
-    try:
-        hu = read_hu(io.BytesIO(data))
-    except SliceError:
-        return
-    assert hu.dtype == np.float32
-    assert np.isfinite(hu).all()
-    assert hu.min() >= -1024
 
 
 def test_stored_to_hu_works_on_batches(head):

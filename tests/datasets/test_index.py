@@ -214,6 +214,52 @@ def test_names_that_may_be_persons_are_not_shown(item):
     assert shown("rsna.zip!stage_2_train/ID_0123456ab.dcm") == "rsna.zip!stage_2_train/ID_0123456ab.dcm"
 
 
+def test_members_cut_at_20_places_are_problems(rsna_folder, tmp_path):
+    data = rsna_folder(tmp_path / "data", 24)
+    whole = slice_path(data, 0).read_bytes()
+    for number, length in enumerate(np.linspace(0, len(whole) - 1, 20).astype(int)):
+        slice_path(data, number).write_bytes(whole[:length])
+    index = load_index(pack(data, tmp_path / "rsna.zip"))
+    assert index.rows["id"].tolist() == [image_id(number) for number in range(20, 24)]
+    assert set(index.problems["reason"]) <= {"truncated", "not-dicom", "no-pixels", "not-ct", "bad-header"}
+
+
+def test_zip_bombs_take_little_memory(rsna_folder, tmp_path):
+    data = rsna_folder(tmp_path / "data")
+    archive = pack(data, tmp_path / "rsna.zip")
+    whole = slice_path(data, 0).read_bytes()
+    group = struct.pack("<HH2sHL", 0x09, 0x1001, b"OB", 0, 1 << 29)  # half a gigabyte before the pixels
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as opened:
+        with opened.open("stage_2_train/bomb.dcm", "w") as member:
+            start = whole.index(b"\x10\0\x20\0")
+            member.write(whole[:start] + group)
+            for _ in range(32):
+                member.write(bytes(1 << 24))
+            member.write(whole[start:])
+        size = opened.getinfo("stage_2_train/bomb.dcm").compress_size
+        place = opened.getinfo("stage_2_train/bomb.dcm").header_offset + 30 + len("stage_2_train/bomb.dcm")
+    program = """
+import resource, sys
+from ich_keras.datasets.archive import inflate, list_members, read_slice
+from ich_keras.datasets.headers import Job, read_job
+from ich_keras.errors import SliceError
+from pathlib import Path
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+archive, place, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+read_job(Job(0, "", list_members(archive)[-1:], str(archive)))
+try:
+    read_slice(archive.parent, "rsna.zip!stage_2_train/bomb.dcm", place, size, 8)
+except SliceError as error:
+    print(error.reason, "64 MB" in str(error))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    command = [sys.executable, "-c", program, archive, str(place), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    reason, told, grown = done.stdout.split()
+    assert (reason, told) == ("unreadable-file", "True")
+    assert float(grown) < 300
+
+
 def test_file_that_is_no_zip(tmp_path):
     (tmp_path / "rsna.zip").write_text("no archive")
     with pytest.raises(InputError, match=r"rsna\.zip"):
