@@ -58,19 +58,20 @@ class Clusters:
     codes: np.ndarray  # int64 [n], 0..count-1
     count: int
     patients: int
+    studies_alone: int
     slices_alone: int
 
     @property
     def unit(self) -> str:
-        if not self.slices_alone:
-            return "patient"
-        return "slice" if not self.patients else "patient where known, else slice"
+        counts = {"patient": self.patients, "study": self.studies_alone, "slice": self.slices_alone}
+        return " where known, else ".join(unit for unit, count in counts.items() if count)
 
     def describe(self) -> dict[str, Any]:
         """What is resampled, for metrics.json."""
         said: dict[str, Any] = {
             "unit": self.unit,
             "patients": self.patients,
+            "studies_alone": self.studies_alone,
             "slices_alone": self.slices_alone,
         }
         if self.slices_alone:
@@ -91,16 +92,33 @@ class Clusters:
         return said
 
 
-def clusters(patient: np.ndarray) -> Clusters:
-    """Groups rows by patient; a row without a patient (empty text) is a group of its own."""
+def clusters(patient: np.ndarray, study: np.ndarray | None = None) -> Clusters:
+    """Groups rows by patient, or else by study; a row without either (empty text) is a group of its own.
+
+    A patient known for one row of a study is that of the whole study.
+
+    Args:
+        patient: str `[n]`, "" where unknown.
+        study: the same.
+    """
     patient = np.asarray(patient, dtype=object).astype(str)
+    study = np.full(len(patient), "") if study is None else np.asarray(study, dtype=object).astype(str)
     known = patient != ""
-    names, codes = np.unique(patient[known], return_inverse=True)
-    alone = int(np.count_nonzero(~known))
+    of_study = dict(zip(study[known][::-1], patient[known][::-1], strict=True)) | {"": ""}
+    rest = ~known
+    patient = patient.astype(object)
+    patient[rest] = [of_study.get(name, "") for name in study[rest]]
     result = np.empty(len(patient), np.int64)
-    result[known] = codes
-    result[~known] = len(names) + np.arange(alone)
-    return Clusters(result, len(names) + alone, len(names), alone)
+    count, counts = 0, [0, 0]
+    for k, names in enumerate((patient, study)):
+        rows = (names != "") & (patient == "" if k else True)
+        found, codes = np.unique(names[rows].astype(str), return_inverse=True)
+        result[rows] = count + codes
+        count += len(found)
+        counts[k] = len(found)
+    alone = np.flatnonzero((patient == "") & (study == ""))
+    result[alone] = count + np.arange(len(alone))
+    return Clusters(result, count + len(alone), counts[0], counts[1], len(alone))
 
 
 def draw(count: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:

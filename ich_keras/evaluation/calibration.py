@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import expit, logit
 
 from ich_keras.errors import InputError
-from ich_keras.evaluation.metrics import CLIP, log_losses, roc_points
+from ich_keras.evaluation.metrics import CLIP, clipped, log_losses, roc_points
 from ich_keras.evaluation.predictions import first_five
 from ich_keras.labels import LABELS
 
@@ -73,12 +73,13 @@ def fit(validation: pd.DataFrame, labels: pd.DataFrame, evaluated: pd.DataFrame)
     Args:
         validation: checked predictions of the fold's validation slices.
         labels: checked labels of (at least) those slices.
-        evaluated: the table that the result will be applied to; must share no id.
+        evaluated: `id` and `patient` of the slices that the result will be applied to; must share no id.
 
     Returns:
-        `fitted_on` (rows, positives), `thresholds` (six numbers by point of `POINTS`), `temperature` (six
-        numbers), `isotonic` (six of `{"x", "y"}`, to be joined by straight lines) and `kept` (what could not
-        be fitted, with the reason: the threshold is then 0.5, the temperature 1, the steps the identity).
+        `fitted_on` (rows, positives, patients who are in `evaluated` too), `thresholds` (six numbers by point
+        of `POINTS`), `temperature` (six numbers), `isotonic` (six of `{"x", "y"}`, to be joined by straight
+        lines) and `kept` (what could not be fitted, with the reason: the threshold is then 0.5, the
+        temperature 1, the steps the identity).
 
     Raises:
         InputError: "bad-predictions" for shared ids or a slice without labels.
@@ -94,11 +95,13 @@ def fit(validation: pd.DataFrame, labels: pd.DataFrame, evaluated: pd.DataFrame)
             f"validation predictions without a label: {first_five(validation['id'][at < 0])}.",
         )
     truth = labels[list(LABELS)].to_numpy(bool)[at]
+    patients = {*validation["patient"], *labels["patient"].to_numpy(object)[at]} - {""}
     score = validation[list(LABELS)].to_numpy(np.float64)
     fitted: dict[str, Any] = {
         "fitted_on": {
             "source": "validation predictions of the same fold",
             "slices": len(truth),
+            "patients_evaluated_too": len(patients & set(evaluated["patient"])),
             "positives": dict(zip(LABELS, truth.sum(axis=0).tolist(), strict=True)),
         },
         "thresholds": {"paper": [PAPER_THRESHOLD] * len(LABELS), "youden": [], "sensitivity_95": []},
@@ -175,5 +178,9 @@ def compare(truth: np.ndarray, score: np.ndarray, fitted: dict[str, Any]) -> dic
             }
             for k, label in enumerate(LABELS)
         }
-        result[name] = {"labels": labels, "weighted_log_loss": float(log_losses(truth, values).mean())}
+        result[name] = {
+            "labels": labels,
+            "weighted_log_loss": float(log_losses(truth, values).mean()),
+            "clipped_probabilities": clipped(values),
+        }
     return result

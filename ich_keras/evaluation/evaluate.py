@@ -14,6 +14,7 @@ from ich_keras.errors import InputError
 from ich_keras.evaluation import bootstrap, calibration, metrics, subgroups
 from ich_keras.evaluation.document import Evaluation, Key, build_document
 from ich_keras.evaluation.predictions import (
+    GROUPS,
     Frames,
     check_labels,
     check_predictions,
@@ -168,12 +169,12 @@ def fit_operating_points(
     wanted = {i for folds in validation.values() for frame in folds.values() for i in frame["id"]}
     known = check_labels(validation_labels[validation_labels["id"].isin(wanted)], "validation labels")
     for model, folds in evaluation.frames.items():
-        for fold, frame in folds.items():
+        for fold in folds:
             if fold not in validation.get(model, {}):
                 continue
             key = model, fold
             table = check_predictions(validation[model][fold], f"validation, model {model}, fold {fold}")
-            fitted = calibration.fit(table, known, frame)
+            fitted = calibration.fit(table, known, evaluation.labels.iloc[evaluation.positions[key]])
             truth, probability = evaluation.arrays(key)
             points = {}
             for name, thresholds in fitted["thresholds"].items():
@@ -194,6 +195,7 @@ def _summary(compared: dict[str, Any]) -> dict[str, Any]:
         name: {
             "labels": {k: {m: v[m] for m in ("ece", "brier")} for k, v in values["labels"].items()},
             "weighted_log_loss": values["weighted_log_loss"],
+            "clipped_probabilities": values["clipped_probabilities"],
         }
         for name, values in compared.items()
     }
@@ -217,7 +219,7 @@ Drawn = dict[Key, dict[str, bootstrap.Replicates]]
 def _resample(
     evaluation: Evaluation, grouped: Mapping[Key, Studies], threshold: float, resamples: int, seed: int
 ) -> tuple[Drawn, np.ndarray | None, bootstrap.Clusters]:
-    clusters = bootstrap.clusters(evaluation.labels["patient"].to_numpy(object))
+    clusters = bootstrap.clusters(*(evaluation.labels[name].to_numpy(object) for name in GROUPS))
     if not resamples or clusters.count < 2:
         return {}, None, clusters
     weights = bootstrap.draw(clusters.count, resamples, seed)

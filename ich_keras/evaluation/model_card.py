@@ -5,6 +5,7 @@ from typing import Any
 
 from ich_keras.evaluation.checklists import ITEMS, NOT_DONE, answer
 from ich_keras.evaluation.document import Evaluation, arms_of
+from ich_keras.evaluation.summaries import SCOPE
 from ich_keras.evaluation.tables import TEST_TITLES
 from ich_keras.labels import ARMS
 
@@ -132,7 +133,7 @@ def facts(evaluation: Evaluation) -> dict[str, str | None]:
         "selection": "Best weights by validation loss; test slices played no part." if runs else None,
         "ensemble": f"Mean of the probabilities of {' and '.join(arms)}." if len(arms) > 1 else None,
         "uncertainty": f"{method['level']:.0%} percentile intervals, {method['resamples']:,} resamples of "
-        f"{method['unit']}; paired differences between models."
+        f"{method['unit']}; paired differences between models. {SCOPE}"
         if method
         else None,
         "robustness": "Subgroups, two averagings of slices to studies, several thresholds."

@@ -15,6 +15,7 @@ from ich_keras.evaluation.metrics import CLIP
 from ich_keras.evaluation.sections import sections, worst_errors
 from ich_keras.evaluation.tables import Cell, Compare, Interval, Table, number_text
 from ich_keras.paper.audit import audit
+from ich_keras.paper.findings import tally
 
 
 def markdown(evaluation: Evaluation) -> str:
@@ -101,5 +102,5 @@ def html(
         card=model_card.card(evaluation),
         checklist=model_card.checklist(evaluation),
         findings=findings,
-        confirmed=sum(finding.confirmed for finding in findings),
+        tally=tally(findings),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from ich_keras import paper
@@ -152,7 +153,10 @@ def _certainty_section(evaluation: Evaluation, draw: bool) -> Section:
             part.text.append(method["warning"][0].upper() + method["warning"][1:])
     else:
         part.text.append("No intervals were asked for.")
-    part.tables += [summaries.label_table(m["mean"], m["title"]) for m in document["models"].values()]
+    patients = patients_with(evaluation.labels)
+    part.tables += [
+        summaries.label_table(m["mean"], m["title"], patients) for m in document["models"].values()
+    ]
     part.tables.append(summaries.average_table(mean_of(evaluation), document["title"]))
     differences = summaries.difference_table(document)
     if differences:
@@ -193,6 +197,13 @@ def _certainty_section(evaluation: Evaluation, draw: bool) -> Section:
             caption = "red: the interval excludes 0." if judged else f"warning: {method['warning']}"
             part.figures.append(Figure(_uri(drawn), f"{document['title']} minus each other model; {caption}"))
     return part
+
+
+def patients_with(labels: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """By label, how many known patients sensitivity (with it) and specificity (without it) rest on."""
+    by_patient = labels[labels["patient"] != ""].groupby("patient")[list(LABELS)]
+    has, lacks = by_patient.max().sum(), (by_patient.min() == 0).sum()
+    return {label: {"sensitivity": int(has[label]), "specificity": int(lacks[label])} for label in LABELS}
 
 
 def _curves_section(evaluation: Evaluation, draw: bool) -> Section:
@@ -246,7 +257,16 @@ def _points_section(evaluation: Evaluation, draw: bool) -> Section:
         part.text.append(f"No validation predictions, so nothing was fitted: {'; '.join(without)}.")
     key = evaluation.shown
     if key in evaluation.fitted:
-        kept = evaluation.fitted[key]["kept"]
+        kept, shared = (
+            evaluation.fitted[key]["kept"],
+            evaluation.fitted[key]["fitted_on"]["patients_evaluated_too"],
+        )
+        if shared:
+            part.text.append(
+                f"Warning: {shared:,} patients have slices in the validation set and in this test set (the "
+                "image-level split does that): operating points and calibration look better than on new "
+                "patients."
+            )
         if kept:
             part.text.append(
                 f"Could not be fitted: {'; '.join(f'{k}: {v}' for k, v in kept.items())}; left as it was."

@@ -9,8 +9,10 @@ from ich_keras.evaluation import bootstrap, metrics
 from ich_keras.labels import LABELS, SUBTYPES
 
 SMALL = 100
-"""A group of fewer slices, or of fewer than `FEW_PATIENTS` patients, is flagged: its numbers are noise."""
+"""A group of fewer slices, of fewer than `FEW_PATIENTS` patients, or with fewer than `FEW_OF_CLASS` slices
+with or without hemorrhage (but some), is flagged: its numbers are noise."""
 FEW_PATIENTS = 20
+FEW_OF_CLASS = 10
 UNKNOWN = "not known"
 _ANY = LABELS.index("any")
 
@@ -115,6 +117,8 @@ def evaluate_groups(
             inside = names == group
             result = metrics.evaluate(truth[inside], probability[inside], threshold)
             known = set(patient[inside]) - {""}
+            positives = int(truth[inside, _ANY].sum())
+            rarer = [count for count in (positives, int(inside.sum()) - positives) if count]
             row = {
                 "grouping": grouping,
                 "group": group.removeprefix("1 ").removeprefix("2 ").removeprefix("3 ")
@@ -122,10 +126,12 @@ def evaluate_groups(
                 else group,
                 "n": int(inside.sum()),
                 "patients": len(known),
-                "positives": int(truth[inside, _ANY].sum()),
+                "positives": positives,
                 **{name: result["labels"]["any"][name] for name in ("auc", "sensitivity", "specificity")},
                 "accuracy_6": result["averages"]["micro_any6"]["accuracy"],
-                "small": bool(inside.sum() < SMALL or 0 < len(known) < FEW_PATIENTS),
+                "small": bool(
+                    inside.sum() < SMALL or 0 < len(known) < FEW_PATIENTS or min(rarer) < FEW_OF_CLASS
+                ),
                 "intervals": None,
             }
             if weights is not None and codes is not None:

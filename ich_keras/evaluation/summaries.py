@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ich_keras import paper
+from ich_keras.evaluation import subgroups
 from ich_keras.evaluation.metrics import RATES
 from ich_keras.evaluation.tables import (
     MEASURE_TITLES,
@@ -27,6 +28,11 @@ LABEL_MEASURES = {
     "brier": "Brier",
 }
 
+SCOPE = (
+    "Intervals resample the test patients of the models as trained: what another training would change is "
+    "not in them, nor in the mean over folds. Each is for its own number alone, without correction for many."
+)
+
 VERDICTS = {
     True: "the interval excludes 0",
     False: "the interval holds 0: no difference shown",
@@ -41,12 +47,16 @@ def _span(tree: Mapping[str, Any] | None, *path: str) -> Any:
     return tree
 
 
-def label_table(result: Mapping[str, Any], title: str) -> Table:
+def label_table(
+    result: Mapping[str, Any], title: str, patients: Mapping[str, Mapping[str, int]] | None = None
+) -> Table:
     """Every measure of each label, with its interval where there is one.
 
     Args:
         result: `metrics.evaluate` or a mean over folds; `intervals` in it is used.
         title: the model's title.
+        patients: by label, how many patients have a slice with it (`sensitivity`) and without it
+            (`specificity`): for the bound where a rate is 1 and resampling gives no interval.
     """
     spans = result.get("intervals")
     rows: list[list[Cell]] = [
@@ -59,6 +69,19 @@ def label_table(result: Mapping[str, Any], title: str) -> Table:
         for measure, why in values.get("undefined", {}).items()
     ]
     notes = [f"Undefined: {'; '.join(undefined)}."] if undefined else []
+    perfect = [
+        f"{label} {rate} 1, {count} patients: at most {1 - 0.05 ** (1 / count):.1%}"
+        for label, counts in (patients or {}).items()
+        for rate, count in counts.items()
+        if result["labels"][label][rate] == 1 and count
+    ]
+    if perfect:
+        notes.append(
+            "No error, so no interval from resamples. The exact bound instead: at 95% (one-sided) the share "
+            f"of patients with an error in the label is, for {'; '.join(perfect)}."
+        )
+    if spans:
+        notes.append(SCOPE)
     return Table(f"Each label, {title}", ["Label", *LABEL_MEASURES.values()], rows, notes)
 
 
@@ -101,7 +124,7 @@ def difference_table(document: Mapping[str, Any]) -> Table | None:
             )
     if not rows:
         return None
-    notes = ["Paired: both models in the same resamples."]
+    notes = ["Paired: both models in the same resamples.", SCOPE]
     warning = document["intervals"].get("warning")
     if warning:
         notes.insert(0, f"Warning: {warning}")
@@ -179,11 +202,17 @@ def calibration_table(result: Mapping[str, Any], title: str) -> Table | None:
         for label in LABELS
     ]
     rows.append(["weighted log loss", *(found[kind]["weighted_log_loss"] for kind in kinds), "", "", ""])
+    clipped = ", ".join(f"{kind} {found[kind]['clipped_probabilities']:,.0f}" for kind in kinds)
     return Table(
         f"Calibration, {title}",
         ["Label", *(f"{m} {kind}" for m in ("ECE", "Brier") for kind in kinds)],
         rows,
-        ["ECE over 15 bins of equal width. Fitted on the validation predictions of the same fold."],
+        [
+            "ECE over 15 bins of equal width. Fitted on the validation predictions of the same fold.",
+            "The fit holds for slices with the validation set's share of positives; on a set balanced "
+            "otherwise its probabilities are off.",
+            f"Probabilities that the log loss clips (isotonic steps reach 0 and 1): {clipped}.",
+        ],
     )
 
 
@@ -208,9 +237,9 @@ def subgroup_table(document: Mapping[str, Any]) -> Table:
         ["Group", "Slices", "With any", "AUC", "Sensitivity", "Specificity"],
         rows,
         [
-            "(small): fewer than 100 slices or 20 patients, too few to conclude from. Groups stand in "
-            "their natural "
-            "order. Age, sex and scanner are not in the RSNA files."
+            f"(small): fewer than {subgroups.SMALL} slices, {subgroups.FEW_PATIENTS} patients, or "
+            f"{subgroups.FEW_OF_CLASS} slices with or without hemorrhage: too few to conclude from. Groups "
+            "stand in their natural order. Age, sex and scanner are not in the RSNA files."
         ],
     )
 

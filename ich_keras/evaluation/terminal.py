@@ -16,11 +16,11 @@ def summary_table(document: Mapping[str, Any]) -> Table:
         title=f"{document['test_set'] or 'given'} test set, {document['n']:,} slices{marks}",
         title_justify="left",
         box=box.SIMPLE,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
     )
     table.add_column("model")
     for name in (*SUMMARY, "any-AUC"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for name, model in document["models"].items():
         mean = model["mean"]
         values = [mean["averages"]["micro_any6"][name] for name in SUMMARY] + [mean["labels"]["any"]["auc"]]

@@ -111,6 +111,16 @@ def test_clusters_say_what_they_are():
     assert bootstrap.clusters(np.array(["", ""])).unit == "slice"
 
 
+def test_a_study_is_resampled_whole():
+    """A patient known for one slice is its study's; without a patient the study is the unit."""
+    patient = np.array(["", "a", "", "", "", "a", ""], object)
+    study = np.array(["s", "s", "t", "t", "", "u", "u"], object)
+    groups = bootstrap.clusters(patient, study)
+    assert list(groups.codes) == [0, 0, 1, 1, 2, 0, 0]
+    assert (groups.count, groups.patients, groups.studies_alone, groups.slices_alone) == (3, 1, 1, 1)
+    assert groups.unit == "patient where known, else study where known, else slice"
+
+
 def test_difference_is_paired():
     rng = np.random.default_rng(4)
     truth, probability, patient = simulate(rng, 80)

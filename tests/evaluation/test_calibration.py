@@ -79,6 +79,24 @@ def test_fitting_on_evaluated_rows_is_refused():
         calibration.fit(validation, labels, test)
 
 
+def test_patients_in_both_sets_are_counted():
+    validation, labels = simulate(50, 5, "v")
+    test, _ = simulate(20, 6, "t")
+    labels["patient"] = [f"p{k // 5}" for k in range(50)]
+    test["patient"] = [f"p{k // 5 + 8}" for k in range(20)]
+    assert calibration.fit(validation, labels, test)["fitted_on"]["patients_evaluated_too"] == 2
+
+
+def test_clipped_probabilities_are_counted():
+    validation, labels = simulate(300, 5, "v")
+    fitted = calibration.fit(validation, labels, validation.iloc[:0])
+    truth, score = labels[list(LABELS)].to_numpy(bool), validation[list(LABELS)].to_numpy()
+    found = calibration.compare(truth, score, fitted)
+    steps = calibration.apply_isotonic(score, fitted["isotonic"])
+    assert found["isotonic"]["clipped_probabilities"] == np.isin(steps, (0, 1)).sum() > 0
+    assert found["before"]["clipped_probabilities"] == ((score < 1e-7) | (score > 1 - 1e-7)).sum()
+
+
 def test_validation_needs_labels():
     validation, labels = simulate(50, 5, "v")
     with pytest.raises(InputError, match=r"without a label: 1 \(v0\)"):

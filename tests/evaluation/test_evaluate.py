@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import brentq
 from sklearn.metrics import recall_score, roc_auc_score
 
 from ich_keras.errors import InputError
@@ -176,6 +177,36 @@ def test_few_patients_are_warned_of_where_the_reader_looks_first(rng, patients, 
     table = report.split("minus each other model")[1].split("##")[0]
     assert said in table
     assert (document["intervals"]["labels"]["any"]["auc"] is None) is (patients == 2)
+
+
+def test_notes_beside_the_numbers(rng, labels, tmp_path):
+    frames = {"mine": {0: simulate(rng, labels)}}
+    frames["mine"][0]["any"] = np.where(labels["any"] == 1, 0.9, frames["mine"][0]["any"])
+    other = make_labels(rng, prefix="V_")
+    other.loc[:11, "patient"] = "ID_p3"
+    evaluate_predictions(
+        frames, labels, tmp_path, resamples=20, html=False,
+        validation={"mine": {0: simulate(rng, other)}}, validation_labels=other,
+    )  # fmt: skip
+    report = (tmp_path / "report.md").read_text()
+    table = report.split("### Each label, mine")[1].split("###")[0]
+    assert "what another training would change" in table
+    assert "without correction for many" in table
+    # P(no error among m patients) = 0.05 at the bound.
+    m = labels.loc[labels["any"] == 1, "patient"].nunique()
+    bound = brentq(lambda share: (1 - share) ** m - 0.05, 1e-6, 0.999)
+    assert f"any sensitivity 1, {m} patients: at most {bound:.1%}" in table
+    assert "Warning: 1 patients have slices in the validation set" in report
+    assert "share of positives" in report
+
+
+def test_patients_are_filled_in_within_a_study(rng, labels, tmp_path):
+    labels["patient"] = labels["patient"].where(labels.index % 6 == 3, "")
+    document = evaluate_predictions(
+        {"mine": {0: simulate(rng, labels).assign(patient="")}}, labels, tmp_path, resamples=20, html=False
+    )
+    assert document["intervals"]["unit"] == "patient"
+    assert document["intervals"]["patients"] == 50
 
 
 def test_operating_points_come_from_validation(rng, labels, tmp_path):

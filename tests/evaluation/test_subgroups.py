@@ -53,6 +53,18 @@ def test_study_size_bands():
     assert bands == {"a": "1-19 slices", "b": "20-29 slices", "c": "30-39 slices", "d": "40 or more slices"}
 
 
+@pytest.mark.parametrize(
+    ("positives", "small"), [(0, False), (9, True), (10, False), (291, True), (300, False)]
+)
+def test_few_of_one_class_are_flagged(positives, small):
+    truth = np.zeros((300, 6), bool)
+    truth[:positives] = True
+    groups = {"All": np.full(300, "all", object)}
+    patient = np.array([f"p{k}" for k in range(300)], object)
+    (row,) = subgroups.evaluate_groups(groups, truth, np.full((300, 6), 0.5), patient)
+    assert row["small"] is small
+
+
 def test_measures_and_flags(labels, details):
     rng = np.random.default_rng(1)
     truth = labels[list(LABELS)].to_numpy(bool)
