@@ -12,6 +12,7 @@ HYBRID := --arms $(subst $() ,$(comma),$(SMALL_ARMS))
 .PHONY: demo test check lint
 
 .venv/user: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d: name another with make PYTHON=..." % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@

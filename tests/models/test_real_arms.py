@@ -100,6 +100,8 @@ def test_reloaded_weights_give_the_same_output_and_no_other_arm_takes_them(arms,
     load_weights(again, tmp_path / "best.weights.h5")
     for saved, loaded in zip(b3.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(loaded, saved)
+    images = images_from_hu(hu[:2], 300).numpy()
+    np.testing.assert_array_equal(again.predict(images, verbose=0), b3.predict(images, verbose=0))
     with pytest.raises(InputError, match="weights of efficientnetb3, expected inceptionresnetv2"):
         load_weights(inception, tmp_path / "best.weights.h5")
 

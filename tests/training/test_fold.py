@@ -30,7 +30,7 @@ from ich_keras.training.stopping import Stopped
 @pytest.fixture
 def options(phantom_data, tmp_path):
     return TrainingOptions(
-        "tiny299",
+        "tiny300",
         2,
         data=phantom_data,
         runs=tmp_path / "runs",
