@@ -118,6 +118,19 @@ TEXT_TEST_1 = (0.9119, 0.8314, 0.9952, 0.8732, 0.9859)
 TEXT_TEST_2 = (0.9553, 0.8397, 0.9892, 0.8938, 0.9571)
 """Section 3: the hybrid on Test Dataset 2, in the order of `MEASURES`."""
 
+TEXT_IMAGES_TEST_1 = 75_280
+"""Section 3: the "CT scans of six labels" that the models were applied to."""
+
+SCANS_SALEHINEJAD = 21_784
+"""Section 1: the scans that Salehinejad et al. trained on."""
+
+TEXT_SALEHINEJAD = {"accuracy": 0.983, "sensitivity": 0.988, "specificity": 0.980}
+TEXT_BURDUJA = {"accuracy": 0.947, "sensitivity": 0.756, "specificity": 0.972}
+"""Section 3: what the hybrid is compared with."""
+
+TEXT_CHILAMKURTHY = {"CQ500": 0.94, "Qure25k": 0.92}
+"""Section 1: "an accuracy of 92%" and "94%" for intracranial hemorrhage."""
+
 
 class Study(NamedTuple):
     """A row of Table 4 as printed; "" is an empty cell."""

@@ -11,7 +11,9 @@ from rich.text import Text
 from ich_keras.errors import report
 from ich_keras.paper import CITATION, MEASURES, TABLE_2, TABLE_3, TEXT_TEST_2, averagings
 from ich_keras.paper.audit import audit
-from ich_keras.paper.findings import close
+from ich_keras.paper.findings import close, tally
+
+MARKS = {True: "[green]confirmed[/]", False: "[bold red]NOT CONFIRMED[/]", None: "[blue]observed[/]"}
 
 
 def print_audit(console: Console) -> None:
@@ -19,7 +21,7 @@ def print_audit(console: Console) -> None:
     console.print(f"[bold]Audit of[/] {CITATION}\n", highlight=False)
     findings = audit()
     for finding in findings:
-        mark = "[green]confirmed[/]" if finding.confirmed else "[bold red]NOT CONFIRMED[/]"
+        mark = MARKS[finding.confirmed]
         console.print(f"{mark}  [bold]{finding.claim}[/] ({finding.where})", highlight=False)
         console.print(Padding(Text(finding.arithmetic), (0, 0, 1, 4)))
     for title, matrices, quoted in (
@@ -33,8 +35,7 @@ def print_audit(console: Console) -> None:
         if quoted:
             grid.add_row("the text", *(f"{value:.4f}" for value in quoted), style="bold")
         console.print(grid)
-    confirmed = sum(finding.confirmed for finding in findings)
-    console.print(f"\n{len(findings)} claims: {confirmed} confirmed, {len(findings) - confirmed} not.")
+    console.print(f"\n{tally(findings)}")
 
 
 def main() -> None:

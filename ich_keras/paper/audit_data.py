@@ -3,13 +3,22 @@
 import math
 
 from ich_keras.labels import SUBTYPES
-from ich_keras.paper import FIGURE_1, IMAGES, KAGGLE_COUNTS, KAGGLE_IMAGES, TABLE_2, TABLE_3
+from ich_keras.paper import (
+    FIGURE_1,
+    IMAGES,
+    KAGGLE_COUNTS,
+    KAGGLE_IMAGES,
+    SCANS_SALEHINEJAD,
+    TABLE_2,
+    TABLE_3,
+    TEXT_IMAGES_TEST_1,
+)
 from ich_keras.paper.findings import check, percent, positives
 
 
 @check("752,803 head CT scans", "sections 1, 2.1")
 def _scans() -> tuple[bool, str]:
-    said = 21_784
+    said = SCANS_SALEHINEJAD
     return said >= IMAGES, (
         f"{IMAGES:,} are slices. The paper's own section 1 quotes {said:,} scans for a model trained on "
         "the same "
@@ -154,7 +163,7 @@ def _table_3_totals() -> tuple[bool, str]:
 @check("Table 2's matrices have one total, and it is the 75,280 of the text", "Table 2, section 3")
 def _table_2_totals() -> tuple[bool, str]:
     totals = sorted({matrix.total for matrix in TABLE_2.values()})
-    return totals == [75_280], (
+    return totals == [TEXT_IMAGES_TEST_1], (
         f"Totals: {', '.join(f'{t:,}' for t in totals)}; Figure 1 has {FIGURE_1['total'][1]:,}. "
         "Means over folds, each rounded, could be the reason."
     )

@@ -15,12 +15,12 @@ ROUNDING = 5.1e-5
 
 
 class Finding(NamedTuple):
-    """One claim of the paper, recomputed."""
+    """One claim of the paper, recomputed, or an observation on its numbers."""
 
     key: str
     claim: str
     where: str
-    confirmed: bool
+    confirmed: bool | None  # None for an observation, which is no claim of the paper
     arithmetic: str
 
 
@@ -29,24 +29,36 @@ CHECKS: list[Check] = []
 """Every check, in the order of registration."""
 
 
-def check(claim: str, where: str) -> Callable[[Callable[[], tuple[bool, str]]], Check]:
+def check(claim: str, where: str) -> Callable[[Callable[[], tuple[bool | None, str]]], Check]:
     """Registers a function that returns whether a claim is confirmed, and the arithmetic.
+
+    Where the paper claims nothing and its numbers are only worth a remark, the function returns None.
 
     Args:
         claim: what the paper says, or what its words take for granted.
         where: the place.
     """
 
-    def register(function: Callable[[], tuple[bool, str]]) -> Check:
+    def register(function: Callable[[], tuple[bool | None, str]]) -> Check:
         def run() -> Finding:
             confirmed, arithmetic = function()
             key = function.__name__.strip("_").replace("_", "-")
-            return Finding(key, claim, where, bool(confirmed), arithmetic)
+            return Finding(key, claim, where, None if confirmed is None else bool(confirmed), arithmetic)
 
         CHECKS.append(run)
         return run
 
     return register
+
+
+def tally(findings: list[Finding]) -> str:
+    """How many claims are confirmed and how many not; observations apart."""
+    claims = [finding for finding in findings if finding.confirmed is not None]
+    confirmed = sum(finding.confirmed is True for finding in claims)
+    return (
+        f"{len(claims)} claims: {confirmed} confirmed, {len(claims) - confirmed} not. "
+        f"{len(findings) - len(claims)} observations, not counted."
+    )
 
 
 def percent(value: float, digits: int = 2) -> str:
