@@ -234,10 +234,14 @@ def result_bars(
         lowest = 1.0
         for k, (title, values) in enumerate(models.items()):
             x = places + (k - (len(models) - 1) / 2) * width
-            heights = [values[m] or 0.0 for m in paper.MEASURES]
+            heights = [values[m] for m in paper.MEASURES]
             colour = MODEL_COLOURS[k % len(MODEL_COLOURS)]
-            axes.bar(x, heights, width * 0.92, color=colour, label=title)
-            lowest = min([lowest, *heights])
+            told = [i for i, height in enumerate(heights) if height is not None]
+            known = [height for height in heights if height is not None]
+            axes.bar(x[told], known, width * 0.92, color=colour, label=title)
+            for place in np.delete(x, told).tolist():
+                axes.text(place, 0.02, "n/a", transform=axes.get_xaxis_transform(), ha="center", fontsize=6)
+            lowest = min([lowest, *known])
             if title in theirs:
                 axes.plot(
                     x,
@@ -272,8 +276,11 @@ def class_bars(ours: Mapping[str, float | None], theirs: Mapping[str, float] | N
         figure = new_figure(2.9)
         axes = figure.add_subplot()
         places = np.arange(len(names))
-        values = [ours[name] or 0.0 for name in names]
-        axes.barh(places, values, 0.62, color=OURS, label="ours")
+        told = [k for k, name in enumerate(names) if ours[name] is not None]
+        values = [value for name in names if (value := ours[name]) is not None]
+        axes.barh(places[told], values, 0.62, color=OURS, label="ours")
+        for place in np.delete(places, told).tolist():
+            axes.text(0.02, place, "n/a", transform=axes.get_yaxis_transform(), va="center", fontsize=6)
         never = [ours.get(f"never {name}") or 0.0 for name in names]
         axes.plot(
             never,

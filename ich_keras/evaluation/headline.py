@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ich_keras.evaluation import summaries
+from ich_keras.evaluation.bootstrap import FEWEST_CLUSTERS
 from ich_keras.evaluation.document import Evaluation
 from ich_keras.evaluation.tables import number_text
 
@@ -68,15 +69,29 @@ def summary(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+def why_no_interval(document: Mapping[str, Any], value: float | None) -> str:
+    method = document.get("intervals")
+    if value is None:
+        return "undefined: one class only"
+    if not method:
+        return "no intervals asked for"
+    clusters = method["patients"] + method["studies_alone"] + method["slices_alone"]
+    if clusters < FEWEST_CLUSTERS:
+        return f"no interval: {clusters} patients"
+    return (
+        "no interval: no error in any resample" if value in (0, 1) else "no interval: undefined in resamples"
+    )
+
+
 def cards(evaluation: Evaluation) -> list[dict[str, str]]:
     """The few numbers that stand on top of the page."""
-    mean = mean_of(evaluation)
+    document, mean = evaluation.document, mean_of(evaluation)
     spans = mean.get("intervals", {})
-    shown = []
+    shown: list[dict[str, str]] = []
 
     def card(title: str, value: float | None, span: Sequence[float] | None, note: str) -> None:
         text = "–" if value is None else f"{value:.3f}"
-        between = f"{span[0]:.3f} to {span[1]:.3f}" if span else ""
+        between = f"{span[0]:.3f} to {span[1]:.3f}" if span else why_no_interval(document, value)
         shown.append({"title": title, "value": text, "span": between, "note": note})
 
     any_label, any_span = mean["labels"]["any"], spans.get("labels", {}).get("any", {})

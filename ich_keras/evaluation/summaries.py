@@ -28,6 +28,15 @@ LABEL_MEASURES = {
     "brier": "Brier",
 }
 
+AVERAGE_TITLES = {
+    "micro_any6": "all six labels pooled",
+    "macro_any6": "all six labels, mean of rates",
+    "micro_none6": "subtypes and non-hemorrhage pooled",
+    "macro_none6": "subtypes and non-hemorrhage, mean of rates",
+    "micro5": "five subtypes pooled",
+    "macro5": "five subtypes, mean of rates",
+}
+
 SCOPE = (
     "Intervals resample the test patients of the models as trained: what another training would change is "
     "not in them, nor in the mean over folds. Each is for its own number alone, without correction for many."
@@ -89,13 +98,15 @@ def average_table(result: Mapping[str, Any], title: str) -> Table:
     """The six averagings, with intervals."""
     spans = result.get("intervals")
     rows: list[list[Cell]] = [
-        [name, *(Interval(values[m], _span(spans, "averages", name, m)) for m in paper.MEASURES)]
+        [
+            AVERAGE_TITLES[name],
+            *(Interval(values[m], _span(spans, "averages", name, m)) for m in paper.MEASURES),
+        ]
         for name, values in result["averages"].items()
     ]
     notes = [
-        "micro sums the matrices, macro takes the mean of the rates; any6 is the six labels, none6 the "
-        "subtypes "
-        "and non-hemorrhage, 5 the subtypes. The paper's numbers are micro_any6."
+        "Pooled: the matrices are summed (micro); otherwise the mean of each label's rates (macro). The "
+        "paper's numbers are of all six labels pooled."
     ]
     return Table(f"Averages, {title}", ["Averaging", *MEASURE_TITLES.values()], rows, notes)
 
@@ -107,7 +118,10 @@ def difference_table(document: Mapping[str, Any]) -> Table | None:
     for other, levels in document.get("differences", {}).items():
         mine, theirs = (document["models"][name]["mean"] for name in (top, other))
         for title, path in (
-            *((f"{name} (micro_any6)", ("averages", "micro_any6", m)) for m, name in MEASURE_TITLES.items()),
+            *(
+                (f"{name} (all six labels pooled)", ("averages", "micro_any6", m))
+                for m, name in MEASURE_TITLES.items()
+            ),
             ("AUC of any", ("labels", "any", "auc")),
             ("Weighted log loss", ("weighted_log_loss",)),
         ):

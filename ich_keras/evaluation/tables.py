@@ -128,7 +128,7 @@ def table_1(folds: Mapping[str, Mapping[int | str, Mapping[str, Any]]], test_set
     """Table 1: each model's lowest, highest and mean over folds, in both readings.
 
     The paper's Min and Max can be the lowest and highest of each measure, or the folds of lowest and highest
-    accuracy; the table has both.
+    accuracy; the table has both. With one fold there is one row a model.
 
     Args:
         folds: `metrics.evaluate` results by model and fold.
@@ -170,6 +170,8 @@ def _readings(
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
+    if len(ours) == 1:
+        return [("the one fold", "avg", column(mean))]
     accuracy = paper.MEASURES.index("accuracy")
     by_accuracy = sorted(ours, key=lambda fold: ours[fold][accuracy] or 0.0)
     lowest, highest = by_accuracy[0], by_accuracy[-1]

@@ -13,6 +13,7 @@ from ich_keras.errors import InputError
 from ich_keras.evaluation import bootstrap, metrics
 from ich_keras.evaluation.command import evaluate_files
 from ich_keras.evaluation.evaluate import evaluate_predictions
+from ich_keras.evaluation.headline import why_no_interval
 from ich_keras.evaluation.predictions import read_predictions
 from ich_keras.labels import LABELS
 
@@ -177,6 +178,16 @@ def test_few_patients_are_warned_of_where_the_reader_looks_first(rng, patients, 
     table = report.split("minus each other model")[1].split("##")[0]
     assert said in table
     assert (document["intervals"]["labels"]["any"]["auc"] is None) is (patients == 2)
+
+
+def test_a_card_without_an_interval_says_why():
+    method = {"patients": 2, "studies_alone": 0, "slices_alone": 0}
+    few, many = {"intervals": method}, {"intervals": {**method, "patients": 50}}
+    assert why_no_interval(few, 0.5) == "no interval: 2 patients"
+    assert why_no_interval(many, 1.0) == "no interval: no error in any resample"
+    assert why_no_interval(many, 0.5) == "no interval: undefined in resamples"
+    assert why_no_interval(many, None) == "undefined: one class only"
+    assert why_no_interval({}, 0.5) == "no intervals asked for"
 
 
 def test_notes_beside_the_numbers(rng, labels, tmp_path):

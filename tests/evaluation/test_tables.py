@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ich_keras import paper
-from ich_keras.evaluation import metrics, summaries, tables
+from ich_keras.evaluation import figures, metrics, summaries, tables
 from ich_keras.evaluation.metrics import Confusion
 from ich_keras.evaluation.tables import Compare, Interval
 from ich_keras.labels import LABELS
@@ -66,6 +66,31 @@ def test_table_1_has_both_readings():
         cells = row(table, f"Hybrid: {name}")
         assert [cell.ours for cell in cells] == pytest.approx(list(values))
         assert tuple(cell.paper for cell in cells) == paper.TABLE_1["hybrid"][which]
+
+
+def test_table_1_of_one_fold_has_one_row_a_model():
+    result = random_result(0)
+    table = tables.table_1({"efficientnetb3": {3: result}, "hybrid": {3: result}}, "full")
+    assert [cells[0] for cells in table.rows] == ["EfficientNet-B3: the one fold", "Hybrid: the one fold"]
+    assert tuple(cell.paper for cell in table.rows[1][1:]) == paper.TABLE_1["hybrid"]["avg"]
+
+
+def test_an_undefined_measure_is_no_bar():
+    values = dict.fromkeys(paper.MEASURES, 0.9)
+    whole = figures.result_bars({"x": values}, {})
+    gap = figures.result_bars({"x": {**values, "precision": None}}, {})
+    zero = figures.result_bars({"x": {**values, "precision": 0.0}}, {})
+    bars = [drawn.count(figures.MODEL_COLOURS[0].lower()) for drawn in (whole, zero, gap)]
+    assert bars[0] == bars[1] == bars[2] + 1
+    drawn = [figures.class_bars({"any": 0.9, "epidural": value}, None) for value in (0.8, 0.0, None)]
+    bars = [text.count(figures.OURS.lower()) for text in drawn]
+    assert bars[0] == bars[1] == bars[2] + 1
+
+
+def test_averagings_are_named_in_words():
+    shown = summaries.average_table(result_of(paper.TABLE_3), "x").markdown()
+    assert "all six labels pooled" in shown
+    assert "_any6" not in shown
 
 
 def test_other_data_stand_alone():
