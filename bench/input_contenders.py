@@ -13,19 +13,17 @@ import json
 import os
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from bench.measure import Batches, Stages, profile, run
 
 SIZES = (300, 299)
 WINDOWS = ((40, 80), (80, 200), (40, 380))
 CORES = len(os.sched_getaffinity(0))
-
-Batches = Iterator[dict[int, np.ndarray]]
-Stages = list[tuple[str, Callable]]
 
 
 def windows(hu: np.ndarray) -> np.ndarray:
@@ -164,10 +162,8 @@ def _index(files: list[str]):
 
 def _all_rows(variable: str):
     from ich_keras.datasets.index import load_index
-    from ich_keras.datasets.shards import is_shards, load_shards
 
-    data = Path(os.environ[variable])
-    index = load_shards(data) if is_shards(data) else load_index(data)
+    index = load_index(os.environ[variable])
     return index, np.arange(len(index.rows))
 
 
@@ -191,10 +187,16 @@ def ich_keras_shards(files: list[str], batch: int) -> Batches:
     yield from _with_tf_data(*_all_rows("BENCH_SHARDS"), batch)
 
 
+def in_threads(load: Callable[[], dict[int, np.ndarray]]) -> Batches:
+    with ThreadPoolExecutor(CORES) as pool:
+        waiting = [pool.submit(load) for _ in range(CORES + 2)]
+        while True:
+            yield waiting.pop(0).result()
+            waiting.append(pool.submit(load))
+
+
 def ich_keras_threads(files: list[str], batch: int) -> Batches:
     """Without a framework, as a PyDataset with workers would."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from ich_keras.datasets.batches import decode_batch, slice_table
 
     index, rows = _index(files)
@@ -204,11 +206,7 @@ def ich_keras_threads(files: list[str], batch: int) -> Batches:
     def load() -> dict[int, np.ndarray]:
         return decode_batch(table, rows[(next(starts) + np.arange(batch)) % len(rows)], SIZES)
 
-    with ThreadPoolExecutor(CORES) as pool:
-        waiting = [pool.submit(load) for _ in range(CORES + 2)]
-        while True:
-            yield waiting.pop(0).result()
-            waiting.append(pool.submit(load))
+    yield from in_threads(load)
 
 
 def ich_keras_stages() -> Stages:
@@ -345,8 +343,6 @@ def tensorflow_ops(files: list[str], batch: int) -> Batches:
 
 def bytes_alone(files: list[str], batch: int) -> Batches:
     """np.fromfile in as many threads as cores, and nothing else."""
-    from concurrent.futures import ThreadPoolExecutor
-
     starts = itertools.count(0, batch)
 
     def load() -> dict[int, np.ndarray]:
@@ -355,11 +351,7 @@ def bytes_alone(files: list[str], batch: int) -> Batches:
             np.fromfile(files[number % len(files)], np.uint8)
         return {}
 
-    with ThreadPoolExecutor(CORES) as pool:
-        waiting = [pool.submit(load) for _ in range(CORES + 2)]
-        while True:
-            yield waiting.pop(0).result()
-            waiting.append(pool.submit(load))
+    yield from in_threads(load)
 
 
 CONTENDERS: dict[str, tuple[Callable[[list[str], int], Batches], Callable[[], Stages], bool]] = {
@@ -374,62 +366,6 @@ CONTENDERS: dict[str, tuple[Callable[[list[str], int], Batches], Callable[[], St
     "np.fromfile alone": (bytes_alone, lambda: [("bytes", lambda path: np.fromfile(path, np.uint8))], False),
 }
 """Name: batches, stages, and whether it runs in the peers' environment."""
-
-
-def cpu_seconds() -> float:
-    """CPU time of this process and its living and dead children."""
-    times = os.times()
-    total = times.user + times.system + times.children_user + times.children_system
-    tick = os.sysconf("SC_CLK_TCK")
-    for thread in Path("/proc/self/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            fields = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()
-            total += (int(fields[11]) + int(fields[12])) / tick
-    return total
-
-
-def idle_seconds() -> float:
-    """Time that this machine's cores have had nothing to do."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
-
-
-def run(make: Callable[[list[str], int], Batches], files: list[str], batch: int, seconds: float) -> dict:
-    batches = make(files, batch)
-    for _ in range(4):
-        next(batches)
-    count, start, cpu, idle = 0, time.perf_counter(), cpu_seconds(), idle_seconds()
-    while time.perf_counter() - start < seconds:
-        next(batches)
-        count += batch
-    elapsed = time.perf_counter() - start
-    result = {
-        "slices_per_second": count / elapsed,
-        "cpu_ms_per_slice": (cpu_seconds() - cpu) / count * 1e3,
-        "idle_cores": (idle_seconds() - idle) / elapsed,
-    }
-    batches.close()  # type: ignore[attr-defined]
-    return result
-
-
-def profile(stages: Stages, files: list[str]) -> dict[str, float]:
-    """CPU milliseconds of each stage for a slice, in one thread: the lowest of five passes."""
-    passes = []
-    for _ in range(5):
-        spent = dict.fromkeys((name for name, _ in stages), 0.0)
-        for path in files[:64]:
-            value = path
-            for name, stage in stages:
-                start = time.thread_time()
-                value = stage(value)
-                spent[name] += time.thread_time() - start
-        passes.append(spent)
-    shares = {name: min(one[name] for one in passes) / len(files[:64]) * 1e3 for name, _ in stages}
-    for name in list(shares):
-        if " - " in name:
-            plain, other = name.split(" - ")
-            shares[plain] = max(0.0, shares.pop(name) - shares[other])
-    return shares
 
 
 def main() -> None:

@@ -5,17 +5,10 @@ from functools import partial
 
 import numpy as np
 
-from ich_keras.ct.anatomy import (
-    AIR,
-    Head,
-    inside_distance,
-    paint_bone,
-    paint_orbits_and_air,
-    paint_soft_tissue,
-    skin_distance,
-)
+from ich_keras.ct.anatomy import AIR, Head, inside_distance, paint_soft_tissue, skin_distance
 from ich_keras.ct.geometry import Array, Grid, cover, ellipsoid, mix, polyline, sample, tube
 from ich_keras.ct.lesions import Lesion, Surroundings, lesion_share
+from ich_keras.ct.skull import paint_bone, paint_orbits_and_air
 
 CSF, WHITE, GREY, DURA = 7.0, 27.0, 36.5, 52.0
 FOLD_MM = 3.0
