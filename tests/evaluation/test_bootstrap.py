@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import expit, logit
 from sklearn import metrics as sklearn_metrics
 
 from ich_keras.evaluation import bootstrap, metrics
@@ -187,6 +188,28 @@ def test_coverage():
     for path in paths:
         assert 0.90 <= hits[path] / rounds <= 0.99, (path, hits)
         assert naive[path] / (rounds // 4) < 0.80, (path, naive)
+
+
+@pytest.mark.slow
+def test_coverage_of_a_paired_difference():
+    """About 95% of the intervals of a difference of two models on the same slices hold the true one."""
+
+    def both(rng, patients):
+        truth, one, patient = simulate(rng, patients, slices=6)
+        other = expit(logit(one) + rng.normal(size=truth.shape) * 0.8)
+        return truth, one, other, patient
+
+    truth, *scores, _ = both(np.random.default_rng(20), 60_000)
+    expected = np.subtract(*(sklearn_metrics.roc_auc_score(truth[:, 5], p[:, 5]) for p in scores))
+    rounds, hits = 120, 0
+    for k in range(rounds):
+        y, one, other, patient = both(np.random.default_rng(3000 + k), 150)
+        weights = bootstrap.draw(150, 200, seed=k)
+        drawn = [bootstrap.replicates(y, p, patient, weights) for p in (one, other)]
+        found = bootstrap.difference(*drawn)["labels"]["any"]["auc"]
+        low, high = found["interval"]
+        hits += low <= expected <= high
+    assert 0.90 <= hits / rounds <= 0.99, hits
 
 
 def test_labels_in_order():

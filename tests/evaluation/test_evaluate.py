@@ -386,6 +386,17 @@ def test_the_script_needs_no_framework(rng, labels, tmp_path, request):
     assert document["operating_points"]["youden"]["labels"]["any"]["sensitivity"] > 0.7
 
 
+@pytest.mark.slow
+def test_the_benchmark_writes_its_measurements(tmp_path, request):
+    sizes = ["--slices", "400", "--patients", "40", "--resamples", "20", "--folds", "2"]
+    command = [sys.executable, "-m", "bench.evaluation", *sizes, "--json", str(tmp_path / "b.json")]
+    subprocess.run(command, check=True, capture_output=True, cwd=request.config.rootpath)
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["arguments"]["folds"] == 2
+    for case in ("bootstrap", "scipy", "without_intervals", "realistic"):
+        assert found[case]["seconds"] > 0
+
+
 def test_needs_no_framework(request):
     code = (
         "import sys; import ich_keras.evaluation.command, ich_keras.evaluation.report; "
