@@ -48,6 +48,7 @@ def test_synthetic_slices_within_one_grey_level(n, shape):
 
 
 @pytest.mark.parametrize("n", SIZES)
+@pytest.mark.slow
 def test_real_slices_within_one_grey_level(n, rsna_sample):
     paths = sorted(rsna_sample.glob("stage_2_train/*.dcm"))
     worst = max(np.abs(slice_to_image(hu, n) - reference_image(hu, n)).max() for hu in map(read_hu, paths))

@@ -224,6 +224,7 @@ def test_members_cut_at_20_places_are_problems(rsna_folder, tmp_path):
     assert set(index.problems["reason"]) <= {"truncated", "not-dicom", "no-pixels", "not-ct", "bad-header"}
 
 
+@pytest.mark.slow
 def test_zip_bombs_take_little_memory(rsna_folder, tmp_path):
     data = rsna_folder(tmp_path / "data")
     archive = pack(data, tmp_path / "rsna.zip")

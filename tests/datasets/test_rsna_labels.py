@@ -80,6 +80,7 @@ def test_files_that_are_no_label_files(text, complaint):
     assert caught.value.reason == "bad-labels"
 
 
+@pytest.mark.slow
 def test_all_of_kaggles_rows(rsna_labels, tmp_path):
     wide = pd.read_parquet(rsna_labels).sort_values("id", ignore_index=True)
     values = wide[list(LABELS)].to_numpy(np.int8)
