@@ -18,7 +18,7 @@ def summary_table(document: Mapping[str, Any]) -> Table:
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("model")
+    table.add_column("model", no_wrap=True, min_width=max(map(len, document["models"])))
     for name in (*SUMMARY, "any-AUC"):
         table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for name, model in document["models"].items():
