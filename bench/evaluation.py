@@ -1,4 +1,4 @@
-"""How fast the evaluation is: `python bench/evaluation.py [--json FILE]`.
+"""How fast the evaluation is: `python -m bench.evaluation [--json FILE]`.
 
 Compares the bootstrap with scipy.stats.bootstrap over scikit-learn's measures (one label, by slice, since
 SciPy knows no clusters), on a subsample that SciPy can handle.
