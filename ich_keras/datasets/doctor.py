@@ -27,11 +27,11 @@ from ich_keras.datasets.archive import read_slice
 from ich_keras.datasets.headers import map_in_processes, progress
 from ich_keras.datasets.index import Index, leave_out, load_index
 from ich_keras.datasets.layout import index_folder, shown
-from ich_keras.datasets.rsna_labels import KAGGLE_COUNTS
 from ich_keras.datasets.shards import encode_image
 from ich_keras.errors import EXIT_DONE, EXIT_SOME_FAILED, REASONS, SliceError
 from ich_keras.files import whole_file, write_json
 from ich_keras.labels import ARMS, LABELS, PAPER_ARMS
+from ich_keras.paper import KAGGLE_COUNTS, KAGGLE_IMAGES
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ def examine(index: Index) -> dict[str, Any]:
     """What the index alone tells: counts, reasons, repairs and what is unusual. Ready for JSON."""
     rows = index.rows
     counts = {"slices": len(rows)} | {label: int((rows[label] == 1).sum()) for label in LABELS}
+    kaggle = {"slices": KAGGLE_IMAGES} | KAGGLE_COUNTS
     reasons = index.problems["reason"].value_counts().sort_index()
     return {
         "synthetic": index.synthetic,
@@ -148,7 +149,7 @@ def examine(index: Index) -> dict[str, Any]:
         "patients": _distinct(rows["patient"]),
         "studies": _distinct(rows["study"]),
         "series": _distinct(rows["series"]),
-        "counts": {name: {"here": counts[name], "kaggle": KAGGLE_COUNTS[name]} for name in KAGGLE_COUNTS},
+        "counts": {name: {"here": counts[name], "kaggle": kaggle[name]} for name in kaggle},
         "left_out": {reason: int(count) for reason, count in reasons.items() if reason != "label-mismatch"},
         "label_mismatches": int(reasons.get("label-mismatch", 0)),
         "repaired": _tally(rows["repair"][rows["repair"] != ""]),

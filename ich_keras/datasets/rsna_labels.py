@@ -10,17 +10,6 @@ import pyarrow.csv
 from ich_keras.errors import InputError
 from ich_keras.labels import LABELS
 
-KAGGLE_COUNTS = {
-    "slices": 752_803,
-    "epidural": 3_145,
-    "intraparenchymal": 36_118,
-    "intraventricular": 26_205,
-    "subarachnoid": 35_675,
-    "subdural": 47_166,
-    "any": 107_933,
-}
-"""Kaggle's published counts for the stage 2 training set."""
-
 
 class LabelTable(NamedTuple):
     """Labels of `N` images.
