@@ -11,13 +11,13 @@ HYBRID := --arms $(subst $() ,$(comma),$(SMALL_ARMS))
 
 .PHONY: demo test check lint
 
-.venv/user: requirements.txt
+.venv/user: requirements.txt requirements-serving.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d: name another with make PYTHON=..." % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/developer: requirements-dev.txt .venv/user
+.venv/developer: requirements-dev.txt requirements-onnx.txt .venv/user
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

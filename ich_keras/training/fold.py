@@ -1,14 +1,11 @@
 """Training one arm on one fold, from the first step to the validation predictions."""
 
 import logging
-import math
 import platform
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -24,123 +21,15 @@ from ich_keras.files import whole_file
 from ich_keras.labels import ARMS, LABELS
 from ich_keras.models.arms import build_arm
 from ich_keras.models.weights import load_weights
-from ich_keras.training.checkpoint import load_checkpoint, save_checkpoint
+from ich_keras.training.compiling import compile_arm
 from ich_keras.training.prediction import build_predictor, predict_rows
 from ich_keras.training.prepare import PreparedFold
 from ich_keras.training.progress import progress_bar
 from ich_keras.training.runs import COMPLETE, FAILED, RUNNING, predictions_table
 from ich_keras.training.stopping import Stopped, StopRequest, stop_on_signals
+from ich_keras.training.watcher import Progress, Watcher, restore
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What a run knows beside its variables; all of it is in a checkpoint."""
-
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = -1
-    best_loss: float = math.inf
-    seconds: float = 0.0
-
-
-def _named_variables(model: keras.Model) -> dict[str, Any]:
-    # By place: Keras numbers the names of layers through a process, so they differ between two.
-    owners = {
-        "model": model.variables,
-        "optimizer": model.optimizer.variables,
-        "metric": model.metrics_variables,
-    }
-    return {
-        f"{owner}-{number:05d}": variable
-        for owner, variables in owners.items()
-        for number, variable in enumerate(variables)
-    }
-
-
-class _Watcher(keras.callbacks.Callback):
-    """Counts steps, saves checkpoints, and stops at a signal or at a loss that is not a number."""
-
-    def __init__(self, fold: PreparedFold, state: Progress, stop: StopRequest, bar: tuple):
-        super().__init__()
-        self.fold, self.state, self.stop, self.bar = fold, state, stop, bar
-        self.metrics_to_restore: dict[str, np.ndarray] = {}
-        self.saved_at = time.monotonic()
-        self.broken_at: int | None = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        # fit() has just reset the metrics; a run resumed within an epoch goes on with its running mean.
-        for name, value in self.metrics_to_restore.items():
-            _named_variables(self.model)[name].assign(value)
-        self.metrics_to_restore = {}
-
-    def on_train_batch_end(self, batch, logs=None):
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            self.broken_at = self.state.step
-            self.model.stop_training = True
-            return
-        self.state.step += 1
-        progress, task = self.bar
-        progress.update(task, completed=self.state.step, note=f"loss {loss:.4f}")
-        due = time.monotonic() - self.saved_at >= 60 * self.fold.options.checkpoint_minutes
-        if due or self.stop.received:
-            self.save()
-        if self.stop.received:
-            self.model.stop_training = True
-
-    def save(self) -> None:
-        started = time.monotonic()
-        arrays = {
-            name: keras.ops.convert_to_numpy(variable)
-            for name, variable in _named_variables(self.model).items()
-        }
-        save_checkpoint(
-            self.fold.run.checkpoints,
-            self.state.step,
-            arrays,
-            vars(self.state),
-            keep=self.fold.options.keep_checkpoints,
-        )
-        self.saved_at = time.monotonic()
-        logger.debug("checkpoint of step %d saved in %.2f s", self.state.step, self.saved_at - started)
-
-
-def _compile(model: keras.Model, learning_rate: float) -> None:
-    model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
-        loss=keras.losses.BinaryCrossentropy(),
-        # On a CPU, XLA takes minutes to compile a backbone and its steps are no faster.
-        jit_compile=_has_accelerator(),
-    )
-    model.optimizer.build(model.trainable_variables)
-
-
-def _has_accelerator() -> bool:
-    return bool(keras.distribution.list_devices("gpu") or keras.distribution.list_devices("tpu"))
-
-
-def _restore(model: keras.Model, run_checkpoints: Path) -> tuple[Progress, dict[str, np.ndarray]]:
-    found = load_checkpoint(run_checkpoints)
-    if found is None:
-        return Progress(), {}
-    arrays, state = found
-    variables = _named_variables(model)
-    if {name: array.shape for name, array in arrays.items()} != {
-        name: tuple(variable.shape) for name, variable in variables.items()
-    }:
-        raise InputError(
-            "wrong-weights",
-            f"the checkpoint in {run_checkpoints} holds other variables than {model.name}; it was written by "
-            "another version. Train again with --overwrite.",
-        )
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
-    metrics = {id(variable) for variable in model.metrics_variables}
-    return Progress(**state), {
-        name: arrays[name] for name, variable in variables.items() if id(variable) in metrics
-    }
 
 
 def _validation_row(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
@@ -222,7 +111,7 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
     keras.config.set_dtype_policy(options.precision)
     model = build_arm(options.arch, seed=options.seed)
     load_weights(model, fold.weights)
-    _compile(model, options.learning_rate)
+    compile_arm(model, options.learning_rate)
     if options.overwrite:
         # Only now: what can't start leaves the old run whole.
         run.clear()
@@ -239,7 +128,7 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
     }
     run.write(record)
     logger.info("%s backend on %s.", keras.backend.backend(), ", ".join(keras.distribution.list_devices()))
-    state, metrics = _restore(model, run.checkpoints) if options.resume else (Progress(), {})
+    state, metrics = restore(model, run.checkpoints) if options.resume else (Progress(), {})
     if state.step:
         logger.info("resumed at step %d of %d.", state.step, options.epochs * fold.steps_per_epoch)
     labels = fold.index.rows[list(LABELS)].to_numpy()
@@ -251,7 +140,7 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
 
     epochs, steps = options.epochs, fold.steps_per_epoch
     with progress_bar(f"{ARMS[options.arch].name} fold {options.fold}", epochs * steps, "steps") as bar:
-        watcher = _Watcher(fold, state, stop, bar)
+        watcher = Watcher(fold, state, stop, bar)
         watcher.set_model(model)
         watcher.metrics_to_restore = metrics
         for epoch in range(len(state.history), epochs):

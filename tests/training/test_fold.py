@@ -18,6 +18,7 @@ from ich_keras.errors import InputError
 from ich_keras.labels import LABELS
 from ich_keras.models.arms import build_arm
 from ich_keras.training import fold as fold_module
+from ich_keras.training import watcher as watcher_module
 from ich_keras.training.checkpoint import load_checkpoint
 from ich_keras.training.fold import train_fold
 from ich_keras.training.options import TrainingOptions
@@ -105,7 +106,7 @@ def test_a_run_cut_short_at_a_step_ends_as_an_uninterrupted_one(options, tmp_pat
     whole = options
     train_fold(prepare_fold(whole))
     cut = replace(options, runs=tmp_path / "cut")
-    save = fold_module.save_checkpoint
+    save = watcher_module.save_checkpoint
 
     class PowerCut(BaseException):
         pass
@@ -116,7 +117,7 @@ def test_a_run_cut_short_at_a_step_ends_as_an_uninterrupted_one(options, tmp_pat
         return save(folder, step, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fold_module, "save_checkpoint", cut_at_step_4)
+        patch.setattr(watcher_module, "save_checkpoint", cut_at_step_4)
         with pytest.raises(PowerCut):
             train_fold(prepare_fold(cut))
     assert load_checkpoint(run_of(cut).checkpoints)[1]["step"] == 4
@@ -133,7 +134,7 @@ def test_a_run_cut_short_at_a_step_ends_as_an_uninterrupted_one(options, tmp_pat
 def test_sigterm_saves_and_stops(options, monkeypatch):
     prepared = prepare_fold(options)
     seen = []
-    original = fold_module._Watcher.on_train_batch_end
+    original = watcher_module.Watcher.on_train_batch_end
 
     def at_second_step(self, batch, logs=None):
         seen.append(batch)
@@ -141,7 +142,7 @@ def test_sigterm_saves_and_stops(options, monkeypatch):
             self.stop.handle(15, None)
         original(self, batch, logs)
 
-    monkeypatch.setattr(fold_module._Watcher, "on_train_batch_end", at_second_step)
+    monkeypatch.setattr(watcher_module.Watcher, "on_train_batch_end", at_second_step)
     with pytest.raises(Stopped, match="SIGTERM at step 2"):
         train_fold(prepared)
     assert load_checkpoint(run_of(options).checkpoints)[1]["step"] == 2
