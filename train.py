@@ -3,6 +3,7 @@
     python train.py --arch efficientnetb3 --fold 0
     python train.py --arch inceptionresnetv2 --fold all --protocol patient
     python train.py --arch tiny300 --fold 0 --data data/phantoms --learning-rate 1e-3
+    python train.py --status
 
 The run goes to runs/<protocol>/<arch>/fold-<k>/; Ctrl-C saves a checkpoint, and --resume goes on from it.
 """
@@ -22,13 +23,10 @@ def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    command.add_argument(
-        "--arch", choices=tuple(ARMS), required=True, help="the arm; tiny ones are not in the paper"
-    )
+    command.add_argument("--arch", choices=tuple(ARMS), help="the arm; tiny ones are not in the paper")
     command.add_argument(
         "--fold",
         type=parse_fold_or_all,
-        required=True,
         metavar="K|all",
         help=f"fold to validate on, 0..{FOLDS - 1}, or all in turn",
     )
@@ -60,11 +58,20 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--overwrite", action="store_true", help="remove the run that is there and start again"
     )
+    command.add_argument(
+        "--status", action="store_true", help="list the runs in the --runs folder and how far each is"
+    )
     return command
 
 
 def main(arguments: list[str]) -> int | None:
-    given = vars(parser().parse_args(arguments))
+    command = parser()
+    given = vars(command.parse_args(arguments))
+    if given.pop("status"):
+        return show_status(given["runs"])
+    missing = [f"--{name}" for name in ("arch", "fold") if given[name] is None]
+    if missing:
+        command.error(f"the following arguments are required: {', '.join(missing)}")
     fold = given.pop("fold")
     options = TrainingOptions(**given, fold=0 if fold == "all" else fold)
     start()
@@ -88,6 +95,18 @@ def main(arguments: list[str]) -> int | None:
         print(f"{stopped}; go on with --resume.", file=sys.stderr)
         return EXIT_STOPPED
     return None
+
+
+def show_status(runs: Path) -> None:
+    from rich.console import Console
+
+    from ich_keras.training.status import find_runs, run_status, status_table
+
+    found = [run_status(run) for run in find_runs(runs)]
+    if found:
+        Console().print(status_table(found))
+    else:
+        print(f"no runs in {runs}; name another folder with --runs.")
 
 
 def _without_fold(arguments: list[str]) -> list[str]:

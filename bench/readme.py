@@ -1,7 +1,8 @@
-"""Writes the numbers of bench/input_pipeline.py into README.md: `python -m bench.readme`.
+"""Writes the numbers of the benches into the documents: `python -m bench.readme`.
 
-What lies between `<!-- bench:input -->` and `<!-- /bench:input -->` is replaced by the tables that
-bench/results/input_pipeline.json gives, so no number there is typed.
+What lies between `<!-- bench:input -->` and `<!-- /bench:input -->` in README.md is replaced by the tables
+that bench/results/input_pipeline.json gives, and `bench:training` in docs/training.md by those of
+bench/results/training.json, so no number there is typed.
 """
 
 import json
@@ -14,7 +15,8 @@ from bench.input_pipeline import TARGETS
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "input_pipeline.json"
 README = HERE.parent / "README.md"
-BLOCK = re.compile(r"(?<=<!-- bench:input -->\n).*?(?=<!-- /bench:input -->)", re.DOTALL)
+TRAINING_RESULTS = HERE / "results" / "training.json"
+TRAINING_DOCUMENT = HERE.parent / "docs" / "training.md"
 
 
 def input_tables(result: dict[str, Any]) -> str:
@@ -68,13 +70,81 @@ def input_tables(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def updated(readme: str, result: dict[str, Any]) -> str:
-    """README's text with the tables of these results. Raises ValueError where the marks are missing."""
-    if len(BLOCK.findall(readme)) != 1:
-        raise ValueError("README.md must hold <!-- bench:input --> and <!-- /bench:input --> once")
-    return BLOCK.sub(lambda _: input_tables(result), readme)
+def training_tables(result: dict[str, Any]) -> str:
+    """The JSON of bench/training.py as Markdown; parts that were not measured are left out."""
+    machine = result["machine"]
+    busy = machine["load_at_start"] > 0.5 * machine["cores"]
+    on = ", ".join(machine["accelerators"]) or "no GPU"
+    lines = [
+        f"`bench/training.py` on {machine['cores']} cores ({machine['processor']}, {on}; Python"
+        f" {machine['python']}, Keras {machine['keras']}, TensorFlow {machine['tensorflow']}), on"
+        f" {result['data']}."
+        + (" **Busy machine**: times are too long; ratios are of turns side by side." if busy else "")
+        + (" **Quick form**: these numbers mean nothing." if result["quick"] else "")
+        + " Never measured: GPU, TPU, several hosts." * (not machine["accelerators"]),
+        "",
+        "| what | measured | must be |",
+        "| --- | ---: | ---: |",
+    ]
+    for arm, row in result.get("overhead", {}).items():
+        lines.append(
+            f"| {arm}, batch {row['batch']}, {row['steps']} steps: `train.py` {row['ours_ms']:,.0f} ms a"
+            f" step, `fit` over the same batches {row['stock_ms']:,.0f} ms: overhead |"
+            f" {row['overhead']:+.1%} (CPU time {row['cpu_overhead']:+.1%}) | <= 2% |"
+        )
+    if row := result.get("first step"):
+        lines.append(
+            f"| {row['arm']}, time to the first step: {row['our_seconds']:.0f} s, Keras's defaults"
+            f" {row['stock_seconds']:.0f} s: ratio | {row['ratio']:.2f} | <= 0.7 |"
+        )
+    for arm, share in result.get("input", {}).items():
+        lines.append(f"| {arm}, share of the time waiting for input | {share:.2%} | < 3% |")
+    if row := result.get("memory"):
+        resident = row["resident_mb"]
+        lines.append(
+            f"| {row['arm']}, resident MB, every {row['every']} of {row['every'] * len(resident)} steps |"
+            f" {', '.join(f'{value:,}' for value in resident)} | flat |"
+        )
+    if result.get("frameworks"):
+        lines += [
+            "",
+            "Images a second of whole training steps, float32, and the time they take over that of Keras on"
+            " TensorFlow:",
+            "",
+            "| arm | batch | Keras on TensorFlow | Keras on JAX | torch + timm |",
+            "| --- | ---: | ---: | ---: | ---: |",
+        ]
+    for arm, row in result.get("frameworks", {}).items():
+        cells = [
+            rate if isinstance(rate, str) else f"{rate:.2f} ({row['ratio'][name]:.2f})"
+            for name, rate in row["images_per_second"].items()
+        ]
+        lines.append(f"| {arm} | {row['batch']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def updated(text: str, mark: str, tables: str) -> str:
+    """A document's text with the tables between its marks. Raises ValueError where the marks are missing."""
+    block = re.compile(rf"(?<=<!-- bench:{mark} -->\n).*?(?=<!-- /bench:{mark} -->)", re.DOTALL)
+    if len(block.findall(text)) != 1:
+        raise ValueError(f"expected <!-- bench:{mark} --> and <!-- /bench:{mark} --> once")
+    return block.sub(lambda _: tables, text)
+
+
+BLOCKS = (
+    (README, "input", RESULTS, input_tables),
+    (TRAINING_DOCUMENT, "training", TRAINING_RESULTS, training_tables),
+)
+"""Each document, its mark, the results, and the tables that these make."""
+
+
+def main() -> None:
+    for document, mark, results, tables in BLOCKS:
+        if results.exists():
+            text = document.read_text(encoding="utf-8")
+            found = json.loads(results.read_text(encoding="utf-8"))
+            document.write_text(updated(text, mark, tables(found)), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    README.write_text(updated(text, json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    main()

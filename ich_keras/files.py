@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,16 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
 
 
+def remove_temporary(folder: str | os.PathLike[str]) -> None:
+    """Removes what `whole_file` and `whole_folder` left in a folder when their process was killed.
+
+    No other process may be writing there.
+    """
+    for path in Path(folder).glob(".*-*"):
+        if re.match(r"\.[0-9a-f]{8}-", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -26,15 +37,22 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path to write; it becomes `path` only if the block ends without an error."""
+def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path to write; it becomes `path` only if the block ends without an error.
+
+    Args:
+        durable: wait until the file would outlast a power cut.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         yield temporary
-        _sync(temporary)
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
+        if durable:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,7 +68,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for entry in temporary.rglob("*"):
+        for entry in (temporary, *temporary.rglob("*")):
             _sync(entry)
         if path.exists():
             old = _temporary(path)
@@ -59,6 +77,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(path)
+        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

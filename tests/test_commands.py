@@ -56,6 +56,7 @@ def test_help_needs_no_framework(script):
         (["train.py", "--arch", "tiny300", "--fold", "x"], "fold must be 0..9, received 'x'"),
         (["train.py", "--arch", "resnet", "--fold", "0"], "invalid choice: 'resnet'"),
         (["train.py", "--arch", "tiny300", "--fold", "0", "--epochs", "0"], "--epochs must be 1 or more"),
+        (["train.py", "--epochs", "3"], "the following arguments are required: --arch, --fold"),
         (["train.py", "--arch", "tiny300", "--fold", "0", "--data", "nowhere"], "nowhere"),
         (["train.py", "--arch", "tiny300", "--fold", "0", "--weights", "no.h5"], "--weights no.h5"),
         (["evaluate.py", "--arms", "tiny300,tiny300"], "two different ones"),
@@ -71,6 +72,20 @@ def test_an_argument_error_needs_no_framework(words, message):
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert "loaded []" in done.stdout
+
+
+def test_status_lists_the_runs_without_a_framework(tmp_path):
+    from ich_keras.training.runs import Run
+
+    for fold, state in ((0, "complete"), (3, "running")):
+        Run(tmp_path, "patient", "tiny300", fold).write({"state": state, "arguments": {"epochs": 2}})
+    done = command("-c", UNLOADED, "train.py", "--status", "--runs", tmp_path, check=0)
+    lines = [line.split()[:5] for line in done.stdout.splitlines()]
+    assert ["patient", "tiny300", "0", "complete", "0/2"] in lines
+    assert ["patient", "tiny300", "3", "interrupted", "0/2"] in lines
+    assert "loaded []" in done.stdout
+    done = command("train.py", "--status", "--runs", tmp_path / "none", check=0)
+    assert "no runs in" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Checkpoints that resume bit for bit: every array and every counter of a training run.
 
 Keras's own `BackupAndRestore` keeps weights, optimizer and epoch; the step within the epoch, running
-metrics, seed generators and the best value so far are lost. Here a checkpoint is a folder
-`step-<n>/` with `arrays.npz` and `state.json`, which holds the sha256 of the arrays; `LATEST` names the
-newest folder and the sha256 of its `state.json`. A folder that was cut short fails its sha256 and the one
-before it is used.
+metrics, seed generators and the best value so far are lost. Here a checkpoint is a folder `step-<n>/`
+(`step-<n>-validated/` once the epoch that ends there is validated) with `arrays.npz` and `state.json`, which
+holds the sha256 of the arrays; `LATEST` names the newest folder and the sha256 of its `state.json`. A folder
+that was cut short fails its sha256 and the one before it is used.
 """
 
 import hashlib
@@ -25,7 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    folder: Path, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], *, keep: int
+    folder: Path,
+    step: int,
+    arrays: Mapping[str, np.ndarray],
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    validated: bool = False,
 ) -> Path:
     """Writes the checkpoint of a step, points `LATEST` at it and removes all but the newest `keep`.
 
@@ -35,8 +41,9 @@ def save_checkpoint(
         arrays: every variable by a name without slashes.
         state: JSON-serialisable counters and histories.
         keep: how many checkpoints stay.
+        validated: whether the epoch that ends with this step has been validated.
     """
-    target = folder / f"step-{step:09d}"
+    target = folder / f"step-{step:09d}{'-validated' if validated else ''}"
     with whole_folder(target) as temporary:
         np.savez(temporary / ARRAYS, allow_pickle=False, **arrays)
         record = {"step": step, "sha256": sha256_of_file(temporary / ARRAYS), "state": dict(state)}
@@ -57,6 +64,11 @@ def _read(checkpoint: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with np.load(checkpoint / ARRAYS, allow_pickle=False) as archive:
         arrays = dict(archive)
     return arrays, record["state"]
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint, whole or not; 0 where there is none."""
+    return max((int(path.name.split("-")[1]) for path in folder.glob("step-*")), default=0)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:

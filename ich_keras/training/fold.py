@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import socket
 import time
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -17,17 +18,19 @@ from ich_keras.datasets.batches import training_step
 from ich_keras.datasets.pipeline import slice_errors, training_dataset
 from ich_keras.errors import InputError, SliceError
 from ich_keras.evaluation.metrics import log_losses
-from ich_keras.files import whole_file
+from ich_keras.files import remove_temporary, whole_file
 from ich_keras.labels import ARMS, LABELS
 from ich_keras.models.arms import build_arm
 from ich_keras.models.weights import load_weights
 from ich_keras.training.compiling import compile_arm
+from ich_keras.training.heartbeat import write_heartbeat
+from ich_keras.training.lock import run_lock
 from ich_keras.training.prediction import build_predictor, predict_rows
 from ich_keras.training.prepare import PreparedFold
 from ich_keras.training.progress import progress_bar
-from ich_keras.training.runs import COMPLETE, FAILED, RUNNING, predictions_table
+from ich_keras.training.runs import COMPLETE, FAILED, RUNNING, STOPPED, predictions_table, writing_to
 from ich_keras.training.stopping import Stopped, StopRequest, stop_on_signals
-from ich_keras.training.watcher import Progress, Watcher, restore
+from ich_keras.training.watcher import Progress, StopsPrediction, Watcher, restore
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +47,21 @@ def _validation_row(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
     }
 
 
-def _write_epoch(fold: PreparedFold, model: keras.Model, state: Progress, row: dict[str, Any]) -> None:
+def _write_predictions(fold: PreparedFold, predictions: np.ndarray) -> None:
+    rows = fold.index.rows.iloc[fold.validation]
+    with whole_file(fold.run.predictions("validation")) as temporary:
+        predictions_table(rows, predictions).to_csv(temporary, index=False)
+
+
+def _write_epoch(
+    fold: PreparedFold, model: keras.Model, state: Progress, row: dict[str, Any], predictions: np.ndarray
+) -> None:
     run = fold.run
     if row["val_loss"] < state.best_loss or state.best_epoch < 0:
         state.best_loss, state.best_epoch = row["val_loss"], row["epoch"]
         with whole_file(run.best_weights) as temporary:
             model.save_weights(temporary)
+        _write_predictions(fold, predictions)
     with whole_file(run.last_weights) as temporary:
         model.save_weights(temporary)
     with whole_file(run.history) as temporary:
@@ -64,15 +76,15 @@ def _write_epoch(fold: PreparedFold, model: keras.Model, state: Progress, row: d
         writer.close()
 
 
-def _diverged(fold: PreparedFold, broken_at: int) -> InputError:
-    items, _ = training_step(len(fold.training), broken_at, fold.options.batch, fold.options.seed)
+def _diverged(fold: PreparedFold, step: int, what: str) -> InputError:
+    items, _ = training_step(len(fold.training), step, fold.options.batch, fold.options.seed)
     ids = fold.index.rows["id"].to_numpy()[fold.training[items]]
-    fold.run.write({**fold.run.read(), "state": FAILED, "step": broken_at, "batch": list(ids)})
+    fold.run.write({**fold.run.read(), "state": FAILED, "step": step, "batch": list(ids)})
     return InputError(
         "training-diverged",
-        f"the loss of step {broken_at + 1} is not a number; expected a finite loss. The weights of the last "
+        f"{what} of step {step + 1} is not a number; expected finite ones. The weights of the last "
         f"complete epoch and the last checkpoint are kept. The batch was {', '.join(ids)}: look at these "
-        "slices, or train with a lower --learning-rate or with --precision float32.",
+        "slices, or train anew with a lower --learning-rate or with --precision float32, and --overwrite.",
     )
 
 
@@ -81,14 +93,21 @@ def train_fold(fold: PreparedFold) -> dict[str, Any]:
 
     Raises:
         Stopped: a signal asked for it; a checkpoint was saved.
-        InputError: weights don't fit, or the loss became NaN ("training-diverged").
+        InputError: weights don't fit ("wrong-weights"), the loss became NaN ("training-diverged"), the run
+            folder can't be written ("cannot-write"), or another process trains there ("run-exists").
+        SliceError: a slice that was indexed can't be read any more.
     """
     with ExitStack() as stack:
         before = keras.config.dtype_policy()
         stack.callback(keras.config.set_dtype_policy, before)
         stop = stack.enter_context(stop_on_signals())
+        with writing_to(fold.run.folder):
+            stack.enter_context(run_lock(fold.run))
         try:
             return _train(fold, stop)
+        except Stopped:
+            fold.run.write({**fold.run.read(), "state": STOPPED})
+            raise
         except SliceError as error:
             fold.run.write({**fold.run.read(), "state": FAILED, "slice": str(error)})
             raise SliceError(
@@ -96,12 +115,26 @@ def train_fold(fold: PreparedFold) -> dict[str, Any]:
                 f"{error}; expected the file that was indexed. Put it back, or leave it out with "
                 f"`python -m ich_keras.datasets.index --data {fold.options.data} --check`, and train again.",
             ) from error
-        except OSError as error:
-            raise InputError(
-                "cannot-write",
-                f"writing to {fold.run.folder} failed: {error.strerror or error}; expected a folder with "
-                "room and permission. Nothing that was whole is lost: mend it and go on with --resume.",
-            ) from error
+
+
+def _start_record(fold: PreparedFold) -> dict[str, Any]:
+    backend = keras.backend.backend()
+    return {
+        **fold.record,
+        "state": RUNNING,
+        "precision": fold.options.precision,
+        "versions": {
+            "python": platform.python_version(),
+            "backend": backend,
+            **{name: version(name) for name in ("keras", backend, "numpy", "pydicom")},
+        },
+        "host": socket.gethostname(),
+        "started": _now(),
+    }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
@@ -112,89 +145,43 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
     model = build_arm(options.arch, seed=options.seed)
     load_weights(model, fold.weights)
     compile_arm(model, options.learning_rate)
-    if options.overwrite:
-        # Only now: what can't start leaves the old run whole.
-        run.clear()
-    record = {
-        **fold.record,
-        "state": RUNNING,
-        "precision": options.precision,
-        "versions": {
-            "python": platform.python_version(),
-            "backend": keras.backend.backend(),
-            **{name: version(name) for name in ("keras", keras.backend.backend(), "numpy", "pydicom")},
-        },
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    run.write(record)
+    with writing_to(run.folder):
+        if options.overwrite:
+            # Only now: what can't start leaves the old run whole.
+            run.clear()
+        for folder in (run.folder, run.checkpoints):
+            remove_temporary(folder)
+        record = _start_record(fold)
+        run.write(record)
+    write_heartbeat(run, "starting")
     logger.info("%s backend on %s.", keras.backend.backend(), ", ".join(keras.distribution.list_devices()))
     state, metrics = restore(model, run.checkpoints) if options.resume else (Progress(), {})
-    if state.step:
-        logger.info("resumed at step %d of %d.", state.step, options.epochs * fold.steps_per_epoch)
-    labels = fold.index.rows[list(LABELS)].to_numpy()
-    predictor = build_predictor([model])
-
-    def validate() -> np.ndarray:
-        predicted = predict_rows(predictor, fold.index, fold.validation, description="validating")
-        return predicted[model.name]
-
     epochs, steps = options.epochs, fold.steps_per_epoch
+    if state.step:
+        logger.info("resumed at step %d of %d.", state.step, epochs * steps)
+    predictor = build_predictor([model])
     with progress_bar(f"{ARMS[options.arch].name} fold {options.fold}", epochs * steps, "steps") as bar:
-        watcher = Watcher(fold, state, stop, bar)
+        watcher = Watcher(fold, state, metrics, stop, bar)
         watcher.set_model(model)
-        watcher.metrics_to_restore = metrics
-        for epoch in range(len(state.history), epochs):
-            seconds_before = time.monotonic()
-            remaining = (epoch + 1) * steps - state.step
-            if remaining:
-                with slice_errors():
-                    model.fit(
-                        training_dataset(
-                            fold.index,
-                            fold.training,
-                            options.arch,
-                            batch_size=options.batch,
-                            seed=options.seed,
-                            start_step=state.step,
-                        ),
-                        initial_epoch=epoch,
-                        epochs=epoch + 1,
-                        steps_per_epoch=remaining,
-                        shuffle=False,
-                        verbose=0,
-                        callbacks=[watcher],
-                    )
-            if watcher.broken_at is not None:
-                raise _diverged(fold, watcher.broken_at)
-            if stop.received:
-                raise Stopped(f"stopped by {stop.received} at step {state.step}")
-            predictions = validate()
-            row = {
-                "epoch": epoch,
-                "step": state.step,
-                "loss": float(model.get_metrics_result()["loss"]),
-                **_validation_row(labels[fold.validation], predictions),
-            }
-            state.history.append(row)
-            state.seconds += time.monotonic() - seconds_before
-            _write_epoch(fold, model, state, row)
-            watcher.save()
-            auc = "undefined" if row["val_auc_any"] is None else f"{row['val_auc_any']:.4f}"
-            logger.info(
-                "epoch %d/%d: loss %.4f, validation loss %.4f, any-AUC %s, %.0f s.",
-                epoch + 1,
-                epochs,
-                row["loss"],
-                row["val_loss"],
-                auc,
-                time.monotonic() - seconds_before,
+        # At step 0 too: a disk without room is known now, and a first step gone wrong loses nothing.
+        watcher.save()
+        if watcher.broken:
+            raise InputError(
+                "wrong-weights",
+                f"{watcher.broken} of {fold.weights} is not a finite number; name another --weights.",
             )
-            if stop.received:
+        for epoch in range(len(state.history), epochs):
+            _train_epoch(fold, model, watcher, epoch)
+            predicted = predict_rows(
+                predictor,
+                fold.index,
+                fold.validation,
+                description="validating",
+                callbacks=[StopsPrediction(watcher)],
+            )
+            _end_epoch(fold, model, watcher, epoch, predicted[model.name])
+            if stop.received and epoch + 1 < epochs:
                 raise Stopped(f"stopped by {stop.received} after epoch {epoch + 1}")
-    load_weights(model, run.best_weights)
-    predictions = validate()
-    with whole_file(run.predictions("validation")) as temporary:
-        predictions_table(fold.index.rows.iloc[fold.validation], predictions).to_csv(temporary, index=False)
     record = {
         **record,
         "state": COMPLETE,
@@ -202,9 +189,12 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
         "best_epoch": state.best_epoch,
         "best_validation_loss": state.best_loss,
         "seconds": round(state.seconds, 1),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": _now(),
     }
-    run.write(record)
+    with writing_to(run.folder):
+        run.write(record)
+        run.heartbeat.unlink(missing_ok=True)
+    watcher.log_cost()
     logger.info(
         "done in %.0f s: best epoch %d, validation loss %.4f. %s",
         time.monotonic() - started,
@@ -213,3 +203,62 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
         run.folder,
     )
     return record
+
+
+def _train_epoch(fold: PreparedFold, model: keras.Model, watcher: Watcher, epoch: int) -> None:
+    """The steps of an epoch that are still to be done, and a checkpoint after the last one."""
+    options, state = fold.options, watcher.state
+    remaining = (epoch + 1) * fold.steps_per_epoch - state.step
+    if remaining:
+        with slice_errors():
+            model.fit(
+                training_dataset(
+                    fold.index,
+                    fold.training,
+                    options.arch,
+                    batch_size=options.batch,
+                    seed=options.seed,
+                    start_step=state.step,
+                ),
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                steps_per_epoch=remaining,
+                shuffle=False,
+                verbose=0,
+                callbacks=[watcher],
+            )
+    watcher.save()
+    if watcher.broken:
+        raise _diverged(fold, state.step, watcher.broken)
+    if watcher.stop.received:
+        raise Stopped(f"stopped by {watcher.stop.received} at step {state.step}")
+
+
+def _end_epoch(
+    fold: PreparedFold, model: keras.Model, watcher: Watcher, epoch: int, predictions: np.ndarray
+) -> None:
+    """Writes what an epoch came to, and then the checkpoint that counts it as done.
+
+    A run killed before that checkpoint does the epoch's rest again and writes the same files.
+    """
+    state = watcher.state
+    labels = fold.index.rows[list(LABELS)].to_numpy()[fold.validation]
+    row = {
+        "epoch": epoch,
+        "step": state.step,
+        "loss": float(model.get_metrics_result()["loss"]),
+        **_validation_row(labels, predictions),
+    }
+    state.history.append(row)
+    with writing_to(fold.run.folder):
+        _write_epoch(fold, model, state, row, predictions)
+    watcher.save()
+    logger.info(
+        "epoch %d/%d: loss %.4f, validation loss %.4f, any-AUC %s, %.0f s in all.",
+        epoch + 1,
+        fold.options.epochs,
+        row["loss"],
+        row["val_loss"],
+        "undefined" if row["val_auc_any"] is None else f"{row['val_auc_any']:.4f}",
+        state.seconds,
+    )

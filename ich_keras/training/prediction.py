@@ -41,12 +41,14 @@ def predict_rows(
     *,
     batch_size: int = PREDICTION_BATCH,
     description: str = "predicting",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, np.ndarray]:
     """Probabilities of the hybrid and of each arm for rows of the index; a slice is decoded once for all.
 
     Args:
         predictor: of `build_predictor`.
         positions: row positions in the index.
+        callbacks: further callbacks of Keras's `predict`.
 
     Returns:
         "probability", the mean, and each arm's name: float32 `[len(positions), 6]`, in the order of
@@ -60,7 +62,7 @@ def predict_rows(
     with progress_bar(description, steps, "batches") as (progress, task), slice_errors():
         # One element a batch; a bare dict would be taken for the inputs, targets and weights.
         return predictor.predict(
-            dataset.map(lambda batch: (batch,)), verbose=0, callbacks=[_Advance(progress, task)]
+            dataset.map(lambda batch: (batch,)), verbose=0, callbacks=[_Advance(progress, task), *callbacks]
         )
 
 

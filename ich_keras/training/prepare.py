@@ -11,8 +11,10 @@ from ich_keras.datasets.splits import Split, leakage, make_split
 from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file
 from ich_keras.labels import ARMS
+from ich_keras.training.checkpoint import newest_step
+from ich_keras.training.lock import is_locked, locked_error, run_lock
 from ich_keras.training.options import TrainingOptions
-from ich_keras.training.runs import Run
+from ich_keras.training.runs import Run, writing_to
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ def check_run_folder(options: TrainingOptions) -> Run:
         InputError: "run-exists".
     """
     run = Run(options.runs, options.protocol, options.arch, options.fold)
+    if is_locked(run):
+        raise locked_error(run)
     if options.overwrite or options.resume or run.is_empty():
         return run
     state = run.read().get("state", "without a record")
@@ -137,7 +141,8 @@ def prepare_fold(options: TrainingOptions) -> PreparedFold:
     """Indexes the data, splits them and checks the run folder; logs what the run rests on.
 
     Raises:
-        InputError: the data, the split, the run folder or a weights file can't be used.
+        InputError: the data, the split, the run folder or a weights file can't be used; "cannot-write" where
+            the run folder can't be written.
     """
     run = check_run_folder(options)
     index = load_index(options.data)
@@ -165,4 +170,20 @@ def prepare_fold(options: TrainingOptions) -> PreparedFold:
     old = run.read()
     if options.resume and old:
         _check_resumable(old, record, run)
-    return PreparedFold(options, run, index, split, training, validation, weights, record)
+    prepared = PreparedFold(options, run, index, split, training, validation, weights, record)
+    if options.resume:
+        _check_epochs(prepared)
+    with writing_to(run.folder), run_lock(run):
+        # A folder that can't be written is found out now, and not when there is something to write.
+        pass
+    return prepared
+
+
+def _check_epochs(fold: PreparedFold) -> None:
+    step, per_epoch = newest_step(fold.run.checkpoints), fold.steps_per_epoch
+    if step > fold.options.epochs * per_epoch:
+        raise InputError(
+            "bad-argument",
+            f"--epochs {fold.options.epochs} is less than {fold.run.folder} has begun; expected "
+            f"{-(-step // per_epoch)} or more.",
+        )

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ich_keras.errors import InputError
 from ich_keras.files import write_json
 from ich_keras.labels import ARMS, FOLDS, LABELS
 
-RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+RUNNING, COMPLETE, FAILED, STOPPED = "running", "complete", "failed", "stopped"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ class Run:
     def tensorboard(self) -> Path:
         return self.folder / "tensorboard"
 
+    @property
+    def heartbeat(self) -> Path:
+        """Where a run in progress says how far it is: see `training.heartbeat`."""
+        return self.folder / "heartbeat.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.folder / ".lock"
+
     def predictions(self, name: str) -> Path:
         """The predictions table of `validation` or of a test set."""
         return self.folder / f"predictions-{name}.csv"
@@ -78,12 +88,29 @@ class Run:
 
     def is_empty(self) -> bool:
         """True where nothing of an earlier run is left."""
-        return not self.folder.is_dir() or not any(self.folder.iterdir())
+        return not self._entries()
 
     def clear(self) -> None:
         """Removes all that an earlier run left."""
-        for entry in list(self.folder.iterdir()) if self.folder.is_dir() else []:
+        for entry in self._entries():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _entries(self) -> list[Path]:
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [entry for entry in found if entry != self.lock_file]
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Around the writing of a run's files: an OSError becomes InputError("cannot-write")."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            "cannot-write",
+            f"writing to {folder} failed: {error.strerror or error}; expected a folder with room and "
+            "permission. Nothing that was whole is lost: mend it and go on with --resume.",
+        ) from error
 
 
 def check_fold(fold: int) -> int:

@@ -10,6 +10,14 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask for a stop: SIGINT, SIGTERM, and SIGHUP (a closed terminal) unless under nohup."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
 class StopRequest:
     """Whether a signal has asked the run to stop."""
 
@@ -29,12 +37,12 @@ class Stopped(Exception):
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Yields a `StopRequest` that SIGINT and SIGTERM fill in while the block runs."""
+    """Yields a `StopRequest` that SIGINT, SIGTERM and SIGHUP fill in while the block runs."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request.handle) for number in stop_signals()}
     try:
         yield request
     finally:

@@ -1,4 +1,4 @@
-"""README's bench tables are what the committed results give."""
+"""The documents' bench tables are what the committed results give."""
 
 import json
 
@@ -12,9 +12,12 @@ def result():
     return json.loads(readme.RESULTS.read_text(encoding="utf-8"))
 
 
-def test_readme_equals_the_results():
-    text = readme.README.read_text(encoding="utf-8")
-    assert readme.updated(text, result()) == text
+@pytest.mark.parametrize("block", readme.BLOCKS, ids=lambda block: block[1])
+def test_documents_equal_the_results(block):
+    document, mark, results, tables = block
+    text = document.read_text(encoding="utf-8")
+    found = tables(json.loads(results.read_text(encoding="utf-8"))) if results.exists() else ""
+    assert readme.updated(text, mark, found) == text
 
 
 def test_numbers_come_from_the_results():
@@ -39,6 +42,70 @@ def test_busy_machines_and_missing_peers_are_said():
         assert f"| {name} | missing: torch |" in tables
 
 
-def test_readme_without_marks_is_refused():
+def test_documents_without_marks_are_refused():
     with pytest.raises(ValueError, match="once"):
-        readme.updated("no marks", result())
+        readme.updated("no marks", "input", "")
+
+
+TRAINING = {
+    "machine": {
+        "cores": 2,
+        "processor": "x86_64",
+        "accelerators": [],
+        "python": "3.11.7",
+        "keras": "3.15.0",
+        "tensorflow": "2.21.0",
+        "load_at_start": 0.1,
+    },
+    "data": "phantoms",
+    "quick": False,
+    "overhead": {
+        "tiny300": {
+            "batch": 16,
+            "steps": 300,
+            "stock_ms": 250.4,
+            "ours_ms": 252.6,
+            "overhead": 0.0123,
+            "cpu_overhead": -0.001,
+        }
+    },
+    "first step": {
+        "arm": "efficientnetb3",
+        "batch": 4,
+        "stock_seconds": 120.0,
+        "our_seconds": 60.0,
+        "ratio": 0.5,
+    },
+    "input": {"efficientnetb3": 0.00123},
+    "memory": {"arm": "tiny300", "batch": 16, "every": 50, "resident_mb": [1500, 1502]},
+    "frameworks": {
+        "efficientnetb3": {
+            "batch": 4,
+            "steps": 20,
+            "images_per_second": {
+                "Keras on TensorFlow": 1.5,
+                "Keras on JAX": 3.0,
+                "torch + timm": "not measured",
+            },
+            "ratio": {"Keras on TensorFlow": 1.0, "Keras on JAX": 0.5},
+        }
+    },
+}
+
+
+def test_training_tables_show_what_was_measured_and_what_was_not():
+    lines = readme.training_tables(TRAINING).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert [row[1] for row in cells[2:7]] == [
+        "+1.2% (CPU time -0.1%)",
+        "0.50",
+        "0.12%",
+        "1,500, 1,502",
+        "batch",
+    ]
+    assert cells[-1] == ["efficientnetb3", "4", "1.50 (1.00)", "3.00 (0.50)", "not measured"]
+    assert "Never measured: GPU" in lines[0]
+    assert "Quick form" not in lines[0]
+    part = {name: TRAINING[name] for name in ("machine", "data", "memory")} | {"quick": True}
+    assert "**Quick form**" in readme.training_tables(part)
+    assert len(readme.training_tables(part).splitlines()) == 5

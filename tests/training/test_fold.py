@@ -1,17 +1,19 @@
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 import pytest
 
+from ich_keras.datasets.batches import training_step
 from ich_keras.datasets.index import load_index
 from ich_keras.datasets.splits import make_split
 from ich_keras.errors import InputError
@@ -21,20 +23,20 @@ from ich_keras.training import fold as fold_module
 from ich_keras.training import watcher as watcher_module
 from ich_keras.training.checkpoint import load_checkpoint
 from ich_keras.training.fold import train_fold
+from ich_keras.training.lock import run_lock
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.prediction import build_predictor, load_run, predict_rows
 from ich_keras.training.prepare import choose_weights, prepare_fold
 from ich_keras.training.runs import Run
-from ich_keras.training.stopping import Stopped
+from ich_keras.training.status import run_status
 
 
-@pytest.fixture
-def options(phantom_data, tmp_path):
+def small_options(data, runs):
     return TrainingOptions(
         "tiny300",
         2,
-        data=phantom_data,
-        runs=tmp_path / "runs",
+        data=data,
+        runs=runs,
         epochs=2,
         steps_per_epoch=3,
         batch_size=4,
@@ -43,13 +45,19 @@ def options(phantom_data, tmp_path):
     )
 
 
+@pytest.fixture
+def options(phantom_data, tmp_path):
+    return small_options(phantom_data, tmp_path / "runs")
+
+
 def run_of(options):
     return Run(options.runs, options.protocol, options.arch, options.fold)
 
 
-def state_of(options):
-    arrays, state = load_checkpoint(run_of(options).checkpoints)
-    state.pop("seconds")
+def state_of(run):
+    arrays, state = load_checkpoint(run.checkpoints)
+    for name in ("seconds", "saves", "save_seconds"):
+        state.pop(name)
     return arrays, state
 
 
@@ -74,6 +82,7 @@ def test_a_run_folder_is_complete(small_runs, phantom_data):
         "checkpoints",
         "tensorboard",
         "predictions-validation.csv",
+        ".lock",
     }
     assert any(run.tensorboard.iterdir())
 
@@ -102,51 +111,68 @@ def test_best_weights_give_the_predictions_again(small_runs, phantom_data):
     np.testing.assert_allclose(again["probability"], mean, atol=1e-7)
 
 
-def test_a_run_cut_short_at_a_step_ends_as_an_uninterrupted_one(options, tmp_path, monkeypatch):
-    whole = options
-    train_fold(prepare_fold(whole))
-    cut = replace(options, runs=tmp_path / "cut")
+@pytest.fixture(scope="module")
+def one_run(phantom_data, tmp_path_factory):
+    """The options of a run that was left alone: what `options` asks for, elsewhere."""
+    options = small_options(phantom_data, tmp_path_factory.mktemp("alone"))
+    train_fold(prepare_fold(options))
+    return options
+
+
+def assert_same(found_run, expected_run):
+    expected, state = state_of(expected_run)
+    found, found_state = state_of(found_run)
+    assert found_state == state
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    for name in ("history.csv", "predictions-validation.csv"):
+        assert (found_run.folder / name).read_bytes() == (expected_run.folder / name).read_bytes(), name
+
+
+def test_a_run_cut_short_at_a_step_ends_as_an_uninterrupted_one(options, one_run, monkeypatch):
     save = watcher_module.save_checkpoint
 
     class PowerCut(BaseException):
         pass
 
-    def cut_at_step_4(folder, step, *args, **kwargs):
+    def cut_at_step_5(folder, step, *args, **kwargs):
         if step == 5:
             raise PowerCut
         return save(folder, step, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watcher_module, "save_checkpoint", cut_at_step_4)
+        patch.setattr(watcher_module, "save_checkpoint", cut_at_step_5)
         with pytest.raises(PowerCut):
-            train_fold(prepare_fold(cut))
-    assert load_checkpoint(run_of(cut).checkpoints)[1]["step"] == 4
-    train_fold(prepare_fold(replace(cut, resume=True)))
-    expected, state = state_of(whole)
-    found, found_state = state_of(cut)
-    assert found_state == state
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
-    for name in ("history.csv", "predictions-validation.csv"):
-        assert (run_of(cut).folder / name).read_bytes() == (run_of(whole).folder / name).read_bytes()
+            train_fold(prepare_fold(options))
+    assert load_checkpoint(run_of(options).checkpoints)[1]["step"] == 4
+    with pytest.raises(InputError, match=r"--epochs 1 is less than .* has begun; expected 2 or more"):
+        prepare_fold(replace(options, epochs=1, resume=True))
+    train_fold(prepare_fold(replace(options, resume=True)))
+    assert_same(run_of(options), run_of(one_run))
 
 
-def test_sigterm_saves_and_stops(options, monkeypatch):
+def test_weights_that_are_not_finite_are_not_saved(options, monkeypatch):
     prepared = prepare_fold(options)
-    seen = []
     original = watcher_module.Watcher.on_train_batch_end
 
-    def at_second_step(self, batch, logs=None):
-        seen.append(batch)
-        if len(seen) == 2:
-            self.stop.handle(15, None)
+    def poison(self, batch, logs=None):
+        # The gradient of step 5 was not finite; its loss still was.
+        if self.state.step == 4:
+            self.model.trainable_variables[0].assign(np.full(self.model.trainable_variables[0].shape, np.inf))
         original(self, batch, logs)
 
-    monkeypatch.setattr(watcher_module.Watcher, "on_train_batch_end", at_second_step)
-    with pytest.raises(Stopped, match="SIGTERM at step 2"):
+    monkeypatch.setattr(watcher_module.Watcher, "on_train_batch_end", poison)
+    with pytest.raises(InputError, match="a weight of step 5 is not a number") as caught:
         train_fold(prepared)
-    assert load_checkpoint(run_of(options).checkpoints)[1]["step"] == 2
-    assert run_of(options).read()["state"] == "running"
+    assert caught.value.reason == "training-diverged"
+    items, _ = training_step(len(prepared.training), 4, 4, 0)
+    ids = prepared.index.rows["id"].to_numpy()[prepared.training[items]]
+    record = run_of(options).read()
+    assert (record["state"], record["batch"]) == ("failed", list(ids))
+    arrays, state = load_checkpoint(run_of(options).checkpoints)
+    assert state["step"] == 4
+    assert all(np.isfinite(array).all() for array in arrays.values())
 
 
 def test_a_loss_that_is_not_a_number_names_the_batch(options, monkeypatch):
@@ -203,16 +229,92 @@ def test_resuming_with_other_settings_is_refused_with_the_differences(small_runs
     prepare_fold(TrainingOptions("tiny300", 0, epochs=9, resume=True, **same))
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_written(options, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+def test_resuming_with_other_data_or_another_arch_is_refused_with_the_differences(
+    small_runs, phantom_data, tmp_path
+):
+    same = dict(runs=tmp_path / "runs", steps_per_epoch=3, batch_size=4, learning_rate=1e-3, resume=True)
+    shutil.copytree(small_runs / "paper" / "tiny299", tmp_path / "runs" / "paper" / "tiny300")
+    with pytest.raises(InputError, match="can't be resumed") as caught:
+        prepare_fold(TrainingOptions("tiny300", 0, data=phantom_data, **same))
+    assert ["arch", "tiny299", "tiny300"] in [line.split() for line in str(caught.value).splitlines()]
+    data = shutil.copytree(phantom_data, tmp_path / "data")
+    next((data / "stage_2_train").glob("*.dcm")).unlink()
+    with pytest.raises(InputError, match="can't be resumed") as caught:
+        prepare_fold(TrainingOptions("tiny299", 0, data=data, **same | {"runs": small_runs}))
+    names = [line.split()[0] for line in str(caught.value).splitlines()[2:-1]]
+    assert names == ["data-fingerprint", "split-fingerprint"]
 
-    monkeypatch.setattr(keras.Model, "save_weights", full)
-    with pytest.raises(InputError, match="No space left on device") as caught:
-        train_fold(prepare_fold(options))
+
+@contextmanager
+def files_of_at_most(size):
+    """The system refuses to write further than `size` bytes into a file, as it refuses on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("place", ["_write_epoch", "save_checkpoint"])
+def test_a_full_disk_is_said_leaves_nothing_half_written_and_can_be_mended(
+    options, one_run, place, tmp_path, monkeypatch
+):
+    run = run_of(options)
+    module = fold_module if place == "_write_epoch" else watcher_module
+    write, calls = getattr(module, place), []
+
+    def without_room(*args, **kwargs):
+        calls.append(place)
+        # Of the checkpoints the one of step 5, within the second epoch; of the epochs the first.
+        with files_of_at_most(200_000 if place == "_write_epoch" or len(calls) == 7 else -1):
+            return write(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, place, without_room)
+        with pytest.raises(InputError, match=r"writing to .* failed") as caught:
+            train_fold(prepare_fold(options))
     assert caught.value.reason == "cannot-write"
-    assert not list(run_of(options).folder.glob("*.h5"))
-    assert load_checkpoint(run_of(options).checkpoints)[1]["step"] == 3
+    assert run.best_weights.exists() == (place == "save_checkpoint")
+    assert not [path for path in run.folder.rglob(".*-*")]
+    assert load_checkpoint(run.checkpoints)[1]["step"] == (3 if place == "_write_epoch" else 4)
+    assert run_status(run).state == "interrupted"
+    train_fold(prepare_fold(replace(options, resume=True)))
+    assert_same(run, run_of(one_run))
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(phantom_data):
+    # Not even root may make a folder there.
+    options = TrainingOptions("tiny300", 0, data=phantom_data, runs=Path("/sys/kernel"))
+    with pytest.raises(InputError, match="expected a folder with room and permission") as caught:
+        prepare_fold(options)
+    assert caught.value.reason == "cannot-write"
+
+
+def test_a_run_that_is_being_trained_is_left_alone(options):
+    with run_lock(run_of(options)):
+        with pytest.raises(InputError, match="being trained by another process"):
+            prepare_fold(options)
+        with pytest.raises(InputError, match="being trained by another process"):
+            prepare_fold(replace(options, overwrite=True))
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path, phantom_data, small_runs):
+    shutil.copytree(small_runs, tmp_path / "runs")
+    run = Run(tmp_path / "runs", "paper", "tiny300", 0)
+    (run.checkpoints / ".0123abcd-step-000000009").mkdir()
+    (run.folder / ".0123abcd-best.weights.h5").write_bytes(b"half")
+    (run.folder / ".my-notes").write_text("mine")
+    options = TrainingOptions(
+        "tiny300", 0, data=phantom_data, runs=run.runs, epochs=1, steps_per_epoch=3, batch_size=4,
+        learning_rate=1e-3, resume=True,
+    )  # fmt: skip
+    before = run.best_weights.read_bytes()
+    train_fold(prepare_fold(options))
+    assert {path.name for path in run.folder.glob(".*")} == {".lock", ".my-notes"}
+    assert not list(run.checkpoints.glob(".*"))
+    assert run.best_weights.read_bytes() == before
+    assert run.read()["state"] == "complete"
 
 
 LOST_FILES = """
@@ -220,6 +322,7 @@ import shutil, sys
 from pathlib import Path
 from ich_keras.command import import_keras
 from ich_keras.errors import report
+from ich_keras.training.lock import run_lock
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.prepare import prepare_fold
 

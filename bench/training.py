@@ -1,0 +1,246 @@
+"""How fast `train.py` trains: `python -m bench.training --peers PYTHON`.
+
+Contenders are processes of their own that take turns, so that what else the machine does falls on all of
+them; a time is the median of the turns, a ratio the median of the turns' ratios. PYTHON is an interpreter
+with bench/requirements.txt (torch and timm); without it that row says "not measured". A GPU is used where
+TensorFlow, JAX and PyTorch find one. Writes JSON (--out), from which bench/readme.py makes the tables of
+docs/training.md, and prints them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.training_contenders import CORES
+from ich_keras.files import write_json
+
+HERE = Path(__file__).resolve().parent
+REAL, SMALL = ("efficientnetb3", "inceptionresnetv2"), "tiny300"
+PARTS = ("overhead", "first step", "input", "memory", "frameworks")
+
+
+class Contender:
+    """A training loop in a process that waits between its turns."""
+
+    def __init__(self, name: str, arm: str, batch: int, work: Path, python: str | None = sys.executable):
+        self.name, self.turns, self.missing = name, [], "" if python else "not measured"
+        self.errors = work / f"errors-{name.replace(' ', '-')}-{arm}"
+        self.process = python and subprocess.Popen(
+            [python, HERE / "training_contenders.py", name, arm, str(batch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors.open("w"),
+            text=True,
+            env=os.environ
+            | {
+                "PYTHONPATH": str(HERE.parent),
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+                "BENCH_DATA": str(work / "data"),
+                "BENCH_RUNS": str(work / f"runs-{name}"),
+            },
+        )
+        self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        if self.missing:
+            return {}
+        line = self.process.stdout.readline()
+        if not line:
+            last = self.errors.read_text().strip().splitlines()[-1:]
+            self.missing = f"ended with an error: {''.join(last)}"
+            print(f"{self.name}: {self.missing}", file=sys.stderr)
+            return {}
+        answer = json.loads(line)
+        self.missing = answer.pop("missing", "") and "not measured"
+        return answer
+
+    def take_turn(self, steps: int) -> dict[str, Any]:
+        if self.missing:
+            return {}
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def __enter__(self) -> "Contender":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+
+
+def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> None:
+    """`steps` steps of each in turn, after a first turn of two that compiles; fills `turns` with seconds."""
+    for contender in contenders:
+        contender.take_turn(2)
+    for number in range(rounds):
+        # Who goes first changes, so that a machine that slows down favours none.
+        for contender in contenders[:: 1 if number % 2 else -1]:
+            answer = contender.take_turn(steps)
+            if answer:
+                contender.turns.append(answer)
+                print(
+                    f"  {contender.name}: {answer['seconds'] / steps * 1e3:,.0f} ms a step", file=sys.stderr
+                )
+
+
+def seconds(contender: Contender, kind: str = "seconds") -> list[float]:
+    return [turn[kind] for turn in contender.turns]
+
+
+def ratio(ours: Contender, theirs: Contender, kind: str = "seconds") -> float:
+    """Our time over theirs, or our CPU time."""
+    pairs = zip(seconds(ours, kind), seconds(theirs, kind), strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def overhead(work: Path, plans: Sequence[tuple[str, int, int, int]]) -> dict[str, Any]:
+    """The loop of `train.py` against `model.fit` over the same batches, compiled alike."""
+    found = {}
+    for arm, batch, rounds, steps in plans:
+        with (
+            Contender("stock fit, compiled as train.py", arm, batch, work) as theirs,
+            Contender("train.py", arm, batch, work) as ours,
+        ):
+            take_turns((theirs, ours), rounds, steps)
+            found[arm] = {
+                "batch": batch,
+                "steps": rounds * steps,
+                "stock_ms": statistics.median(seconds(theirs)) / steps * 1e3,
+                "ours_ms": statistics.median(seconds(ours)) / steps * 1e3,
+                "overhead": ratio(ours, theirs) - 1,
+                "cpu_overhead": ratio(ours, theirs, "cpu_seconds") - 1,
+                "stock_rounds": seconds(theirs),
+                "our_rounds": seconds(ours),
+            }
+    return found
+
+
+def first_step(work: Path, arm: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Seconds from the start of building the arm, its libraries imported, to the end of the first step."""
+    times: dict[str, list[float]] = {"stock fit": [], "train.py": []}
+    for number in range(rounds):
+        for name in list(times)[:: 1 if number % 2 else -1]:
+            with Contender(name, arm, batch, work) as contender:
+                times[name].append(contender.take_turn(1)["seconds"])
+            print(f"  {name}: first step of {arm} after {times[name][-1]:.0f} s", file=sys.stderr)
+    stock, ours = times["stock fit"], times["train.py"]
+    return {
+        "arm": arm,
+        "batch": batch,
+        "stock_seconds": statistics.median(stock),
+        "our_seconds": statistics.median(ours),
+        "ratio": statistics.median(a / b for a, b in zip(ours, stock, strict=True)),
+    }
+
+
+def input_share(work: Path, arms: Sequence[str], batch: int, steps: int) -> dict[str, float]:
+    """The share of the time that a loop waits for its next batch."""
+    found = {}
+    for arm in arms:
+        with Contender("waiting", arm, batch, work) as contender:
+            contender.take_turn(2)
+            turn = contender.take_turn(steps)
+            found[arm] = turn["waited"] / turn["seconds"]
+    return found
+
+
+def memory(work: Path, arm: str, batch: int, turns: int, steps: int) -> dict[str, Any]:
+    """Resident memory while `train.py` trains, after each turn."""
+    with Contender("train.py", arm, batch, work) as contender:
+        resident = [contender.take_turn(steps)["resident_mb"] for _ in range(turns)]
+    return {"arm": arm, "batch": batch, "every": steps, "resident_mb": [round(value) for value in resident]}
+
+
+def frameworks(work: Path, plans: Sequence[tuple[str, int, int, int]], peers: str | None) -> dict[str, Any]:
+    """Images a second of whole training steps on one batch that stays the same."""
+    found: dict[str, Any] = {}
+    for arm, batch, rounds, steps in plans:
+        # The batch is random bytes: nothing but the arm's own arithmetic is timed.
+        with (
+            Contender("Keras on TensorFlow", arm, batch, work) as tensorflow,
+            Contender("Keras on JAX", arm, batch, work) as jax,
+            Contender("torch + timm", arm, batch, work, None if arm == SMALL else peers) as torch,
+        ):
+            contenders = (tensorflow, jax, torch)
+            take_turns(contenders, rounds, steps)
+            found[arm] = {"batch": batch, "steps": rounds * steps, "images_per_second": {}, "ratio": {}}
+            for one in contenders:
+                if one.missing:
+                    found[arm]["images_per_second"][one.name] = one.missing
+                    continue
+                found[arm]["images_per_second"][one.name] = batch * steps / statistics.median(seconds(one))
+                found[arm]["ratio"][one.name] = ratio(one, tensorflow)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    import keras
+    import tensorflow as tf
+
+    devices = [
+        tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    return {
+        "cores": CORES,
+        "processor": platform.processor() or platform.machine(),
+        "accelerators": [device.get("device_name", "GPU") for device in devices],
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "load_at_start": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peers", help="Python interpreter that has bench/requirements.txt")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure this part; may be repeated")
+    parser.add_argument(
+        "--quick", action="store_true", help="the small arm and few steps: whether it runs, not how fast"
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "training.json")
+    args = parser.parse_args()
+    parts, quick = args.only or PARTS, args.quick
+    arms = (SMALL,) if quick else REAL
+    result: dict[str, Any] = {"machine": machine(), "data": "phantoms", "quick": quick}
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        command = [sys.executable, "-m", "ich_keras.ct.phantom", "--out", work / "data", "--patients", "8"]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)})
+        small = (SMALL, 16, 2, 5) if quick else (SMALL, 16, 6, 50)
+        real = () if quick else tuple((arm, 4, 5, 4) for arm in REAL)
+        measures = {
+            "overhead": lambda: overhead(work, (small, *real)),
+            "first step": lambda: first_step(work, arms[0], 4, 1 if quick else 2),
+            "input": lambda: input_share(work, arms, 4, 5 if quick else 20),
+            "memory": lambda: memory(work, SMALL, 16, 3 if quick else 10, 5 if quick else 50),
+            "frameworks": lambda: frameworks(
+                work, tuple((arm, 4, 2 if quick else 5, 2 if quick else 4) for arm in arms), args.peers
+            ),
+        }
+        for part in parts:
+            print(f"{part} ...", file=sys.stderr)
+            result[part] = measures[part]()
+            result["minutes"] = (time.perf_counter() - started) / 60
+            write_json(args.out, result)
+    from bench.readme import training_tables
+
+    print(training_tables(result))
+
+
+if __name__ == "__main__":
+    main()
