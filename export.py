@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ich_keras.command import import_keras, start
+from ich_keras.command import import_keras, start, take_tensorflow
 from ich_keras.errors import report
 from ich_keras.training.export_runs import check_output, export_runs, runs_to_export
 from ich_keras.training.options import add_arms_argument, add_data_arguments, parse_fold
@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--format",
-        choices=("saved_model", "openvino"),
+        choices=("saved_model", "openvino", "onnx"),
         default="saved_model",
-        help="openvino needs the package openvino (default: %(default)s)",
+        help="what the engine reads; onnx needs requirements-onnx.txt (default: %(default)s)",
     )
     command.add_argument("--overwrite", action="store_true", help="replace what is there")
     return command
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     start()
+    take_tensorflow("export.py")
     check_output(options.out, options.overwrite)
     used = runs_to_export(options.runs, options.protocol, options.arms, options.fold)
     import_keras()

@@ -1,13 +1,22 @@
 """What every command does at its start."""
 
+import json
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 
 from rich.console import Console
 
+from ich_keras.errors import InputError
+
 console = Console(stderr=True)
+
+BACKENDS = ("tensorflow", "jax")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -25,12 +34,78 @@ def start() -> None:
     logger.propagate = False
 
 
-def import_keras() -> None:
+def keras_backend() -> str:
+    """The backend that Keras will take: KERAS_BACKEND, or keras.json's, or TensorFlow. Imports no framework.
+
+    Raises:
+        InputError: "bad-argument" for a backend that the arms were not made for, or that is not installed.
+    """
+    chosen = os.environ.get("KERAS_BACKEND") or _configured_backend() or "tensorflow"
+    if chosen not in BACKENDS:
+        raise InputError(
+            "bad-argument",
+            f"Keras is set to the backend {chosen} (KERAS_BACKEND or keras.json); expected "
+            f"{' or '.join(BACKENDS)}: set KERAS_BACKEND to one of them.",
+        )
+    if not _is_installed(chosen):
+        other = BACKENDS[1 - BACKENDS.index(chosen)]
+        raise InputError(
+            "bad-argument",
+            f"Keras's backend {chosen} is not installed; expected the packages of "
+            f"{'requirements.txt' if chosen == 'tensorflow' else 'requirements-jax.txt'}. Install them"
+            + (f", or set KERAS_BACKEND={other}, which is installed." if _is_installed(other) else "."),
+        )
+    return chosen
+
+
+def take_tensorflow(purpose: str) -> None:
+    """Sets Keras to TensorFlow, whatever KERAS_BACKEND says; call it before Keras is imported.
+
+    Args:
+        purpose: what needs TensorFlow, for the message.
+
+    Raises:
+        InputError: "bad-argument" if TensorFlow is not installed.
+    """
+    if not _is_installed("tensorflow"):
+        raise InputError(
+            "bad-argument",
+            f"{purpose} needs TensorFlow, which is not installed; expected the packages of requirements.txt. "
+            "Runs made on JAX can be used there: their weights are the same on both.",
+        )
+    chosen = os.environ.get("KERAS_BACKEND") or _configured_backend()
+    if chosen not in (None, "tensorflow"):
+        logging.getLogger(__name__).info(
+            "%s needs TensorFlow: it takes the place of %s here.", purpose, chosen
+        )
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+
+
+def _configured_backend() -> str | None:
+    file = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser()) / "keras.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("backend")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:
+        return False
+
+
+def import_keras(before_devices: Callable[[], None] = lambda: None) -> None:
     """Imports Keras and looks for devices without the notices that TensorFlow prints about the machine.
 
     TensorFlow 2.21 writes them to file descriptor 2 before any of its settings is read. They are shown if
     the import fails.
+
+    Args:
+        before_devices: called between the import and the first look at the devices, which fixes them.
     """
+    keras_backend()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
@@ -41,7 +116,14 @@ def import_keras() -> None:
 
             if keras.backend.backend() == "tensorflow":
                 _run_operations_in_order()
+            else:
+                # Keras's Rescaling loads TensorFlow where it is installed, to see whether it is in tf.data.
+                with suppress(ImportError):
+                    import tensorflow  # noqa: F401
+            before_devices()
             keras.distribution.list_devices()
+        except InputError:
+            raise
         except BaseException:
             notices.seek(0)
             os.write(stderr, notices.read())

@@ -26,22 +26,28 @@ WINDOWS = (
 
 
 class Arm(NamedTuple):
-    """One branch of the hybrid: its name, input size in pixels and training batch size."""
+    """One branch of the hybrid: its name, input size in pixels and training batch size.
+
+    `map_first` and `map_step` say where the cells of its last feature maps look: cell i at
+    `map_first + i * map_step` image pixels from the upper or left edge (the middle of its receptive field).
+    """
 
     name: str
     title: str
     image_size: int
     batch_size: int
     in_paper: bool
+    map_first: float
+    map_step: int
 
 
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("efficientnetb3", "EfficientNet-B3", 300, 16, True),
-        Arm("inceptionresnetv2", "Inception-ResNet-V2", 299, 32, True),
-        Arm("tiny300", "tiny300 (small, not in the paper)", 300, 16, False),
-        Arm("tiny299", "tiny299 (small, not in the paper)", 299, 32, False),
+        Arm("efficientnetb3", "EfficientNet-B3", 300, 16, True, 11.5, 32),
+        Arm("inceptionresnetv2", "Inception-ResNet-V2", 299, 32, True, 37.5, 32),
+        Arm("tiny300", "tiny300 (small, not in the paper)", 300, 16, False, 8.0, 16),
+        Arm("tiny299", "tiny299 (small, not in the paper)", 299, 32, False, 9.5, 16),
     )
 }
 PAPER_ARMS = tuple(name for name, arm in ARMS.items() if arm.in_paper)

@@ -16,8 +16,8 @@ from ich_keras.ct.dicom import pseudonym, stored_to_hu
 from ich_keras.datasets.archive import read_slice, split_path
 from ich_keras.datasets.index import Index
 from ich_keras.datasets.shards import SIZES, decode_image, place_columns
-from ich_keras.errors import SliceError
-from ich_keras.labels import HU_FLOOR, LABELS, WINDOWS
+from ich_keras.errors import InputError, SliceError
+from ich_keras.labels import ARMS, HU_FLOOR, LABELS, WINDOWS
 
 FLIPS = ("horizontal", "vertical")
 
@@ -160,6 +160,27 @@ def training_step(
         chance[here] = random_byte[items[here]]
     drawn = sum(1 << bit for bit, name in enumerate(FLIPS) if name in flips)
     return items, chance & np.uint8(drawn)
+
+
+def check_training(positions: np.ndarray, flips: Sequence[str]) -> None:
+    """Refuses mirrors that are unknown ("bad-argument") and an empty set ("too-few-slices")."""
+    unknown = set(flips) - set(FLIPS)
+    if unknown:
+        raise InputError("bad-argument", f"flips must be among {', '.join(FLIPS)}; received {min(unknown)!r}")
+    if len(positions) == 0:
+        raise InputError("too-few-slices", "there is no slice to train on; add data")
+
+
+def arm_size(arm: str) -> int:
+    """The image size of an arm in pixels; raises InputError("bad-argument") for a name that is no arm's."""
+    if arm not in ARMS:
+        raise InputError("bad-argument", f"arm must be one of {', '.join(ARMS)}; received {arm!r}")
+    return ARMS[arm].image_size
+
+
+def reading_threads() -> int:
+    """How many batches are read at once: one for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Scratch(threading.local):

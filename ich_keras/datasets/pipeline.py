@@ -4,7 +4,6 @@ One numpy function a batch, several batches at once: OpenCV and file reads let g
 batches overlap. `bench/input_pipeline.py` compares the ways of doing this.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,19 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-from ich_keras.datasets.batches import FLIPS, SliceTable, decode_batch, slice_table, training_step
+from ich_keras.datasets.batches import (
+    FLIPS,
+    SliceTable,
+    arm_size,
+    check_training,
+    decode_batch,
+    reading_threads,
+    slice_table,
+    training_step,
+)
 from ich_keras.datasets.index import Index
-from ich_keras.errors import InputError, SliceError
-from ich_keras.labels import ARMS, LABELS
+from ich_keras.errors import SliceError
+from ich_keras.labels import LABELS
 
 
 def training_dataset(
@@ -50,12 +58,8 @@ def training_dataset(
         InputError: bad-argument; too-few-slices where `positions` is empty. While iterating, a slice that
             can't be read is a `tf.errors.InvalidArgumentError`; `slice_errors` makes it a `SliceError`.
     """
-    unknown = set(flips) - set(FLIPS)
-    if unknown:
-        raise InputError("bad-argument", f"flips must be among {', '.join(FLIPS)}; received {min(unknown)!r}")
-    if len(positions) == 0:
-        raise InputError("too-few-slices", "there is no slice to train on; add data")
-    size = _size(arm)
+    check_training(positions, flips)
+    size = arm_size(arm)
     positions = np.asarray(positions, dtype=np.int64)
     table = slice_table(index)
 
@@ -71,8 +75,9 @@ def training_dataset(
         return images, labels
 
     steps = tf.data.Dataset.counter(start_step)
+    # Not AUTOTUNE: it starts at one and takes a minute to see what is known beforehand.
     return (
-        steps.map(load, num_parallel_calls=_workers(), deterministic=True)
+        steps.map(load, num_parallel_calls=reading_threads(), deterministic=True)
         .prefetch(2)
         .with_options(_own_threads())
     )
@@ -95,7 +100,7 @@ def inference_dataset(
     Raises:
         InputError: bad-argument. While iterating, as for `training_dataset`.
     """
-    size_of = {arm: _size(arm) for arm in arms}
+    size_of = {arm: arm_size(arm) for arm in arms}
     sizes = sorted(set(size_of.values()))
     positions = np.asarray(positions, dtype=np.int64)
     table = slice_table(index)
@@ -118,7 +123,7 @@ def inference_dataset(
 
     numbers = tf.data.Dataset.range(-(-len(positions) // batch_size))
     return (
-        numbers.map(load, num_parallel_calls=_workers(), deterministic=True)
+        numbers.map(load, num_parallel_calls=reading_threads(), deterministic=True)
         .prefetch(2)
         .with_options(_own_threads())
     )
@@ -146,19 +151,8 @@ def _decode(
         raise SliceError(error.reason, f"{error} [{error.reason}]") from None
 
 
-def _size(arm: str) -> int:
-    if arm not in ARMS:
-        raise InputError("bad-argument", f"arm must be one of {', '.join(ARMS)}; received {arm!r}")
-    return ARMS[arm].image_size
-
-
 def _own_threads() -> tf.data.Options:
     # Training runs TensorFlow's operations one at a time; reading must not wait for them.
     options = tf.data.Options()
-    options.threading.private_threadpool_size = _workers() + 1
+    options.threading.private_threadpool_size = reading_threads() + 1
     return options
-
-
-def _workers() -> int:
-    # Not AUTOTUNE: it starts at one and takes a minute to see what is known beforehand.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -54,7 +54,7 @@ BACKBONES = {
 }
 
 
-def build_arm(name: str, *, seed: int | None = 0) -> keras.Model:
+def build_arm(name: str, *, seed: int | None = 0, synchronized: bool = False) -> keras.Model:
     """Builds an arm with fresh weights.
 
     Under a mixed-precision policy the scaling, the pooling and the head stay in float32.
@@ -62,6 +62,8 @@ def build_arm(name: str, *, seed: int | None = 0) -> keras.Model:
     Args:
         name: a key of `labels.ARMS`.
         seed: makes the initial weights and the dropout a function of the seed alone; None draws them anew.
+        synchronized: BatchNorm takes its statistics from the whole batch where a `tf.distribute` strategy
+            divides it among devices. On JAX it does so always.
 
     Returns:
         A functional model named `name`. Input "image": `[N, n, n, 3]`, 0..255, uint8 or float. Output
@@ -85,7 +87,7 @@ def build_arm(name: str, *, seed: int | None = 0) -> keras.Model:
     image = keras.Input((size, size, 3), name="image")
     scaled = keras.layers.Rescaling(backbone.scale, backbone.offset, dtype="float32", name="scaling")(image)
     features = backbone.build(include_top=False, weights=None, input_tensor=scaled).output
-    rebuilt = _own_scaling(keras.Model(image, features), draw)
+    rebuilt = _own_scaling(keras.Model(image, features), draw, synchronized)
     pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(rebuilt.output)
     head = keras.layers.Dense(
         len(LABELS),
@@ -102,7 +104,7 @@ def feature_maps(arm: keras.Model) -> keras.KerasTensor:
     return arm.get_layer("pooling").input
 
 
-def _own_scaling(backbone: keras.Model, draw: random.Random | None) -> keras.Model:
+def _own_scaling(backbone: keras.Model, draw: random.Random | None, synchronized: bool) -> keras.Model:
     """A copy of `backbone` without scaling layers other than "scaling", its seeds taken from `draw`.
 
     keras.applications' EfficientNet scales its input by a Rescaling and a Normalization, and by a further
@@ -119,6 +121,8 @@ def _own_scaling(backbone: keras.Model, draw: random.Random | None) -> keras.Mod
                     value["config"]["seed"] = draw.getrandbits(31)
             if "seed" in config:
                 config["seed"] = draw.getrandbits(31)
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["synchronized"] = synchronized and keras.backend.backend() == "tensorflow"
         return type(layer).from_config(config)
 
     def call(layer, *args, **kwargs):

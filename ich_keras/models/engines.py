@@ -1,4 +1,4 @@
-"""An exported model behind one call, whatever runs it: TensorFlow or OpenVINO.
+"""An exported model behind one call, whatever runs it: TensorFlow, OpenVINO or ONNX Runtime.
 
 Each engine imports its own library alone. A model is run only if its files are those that its
 metadata.json names.
@@ -15,23 +15,63 @@ import numpy as np
 from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file
 
-Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
-
 METADATA = "metadata.json"
+SAVED_MODEL, OPENVINO, ONNX = "saved_model", "model.xml", "model.onnx"
+"""What each format's model is named within an export's folder."""
+
+SERVE, EXPLAIN = "serving_default", "explain"
+"""The SavedModel's signatures: without and with class activation maps."""
+MAPS = "_maps"
+"""What follows an arm's name in the name of its maps' output."""
+
+Outputs = dict[str, np.ndarray]
+Run = Callable[[np.ndarray, bool], Outputs]
 
 
 class Engine(NamedTuple):
     """A loaded model.
 
     Attributes:
-        name: "tensorflow" or "openvino".
+        name: a key of `ENGINES`.
         metadata: what metadata.json says: labels, windows, thresholds, runs.
-        predict: float32 HU `[N, H, W]` to a dict of float32 `[N, 6]`: "probability" and one entry per arm.
+        model_sha256: the sha256 of metadata.json, which names the sha256 of every file of the model.
+        run: float32 HU `[N, H, W]`, and whether maps are wanted, to the outputs by name.
     """
 
     name: str
     metadata: dict[str, Any]
-    predict: Predict
+    model_sha256: str
+    run: Run
+
+    def predict(self, hu: np.ndarray) -> Outputs:
+        """Probabilities of slices.
+
+        Args:
+            hu: float32 `[N, H, W]`, HU, one slice or more of any size.
+
+        Returns:
+            float32 `[N, 6]` in the order of `labels.LABELS`: "probability", the mean over the arms, and one
+            entry under each arm's name.
+        """
+        return self.run(np.ascontiguousarray(hu, np.float32), False)
+
+    def explain(self, hu: np.ndarray) -> tuple[Outputs, Outputs]:
+        """Probabilities of slices and what they come from.
+
+        Args:
+            hu: as for `predict`.
+
+        Returns:
+            What `predict` gives, and under each arm's name its class activation maps, float32
+            `[N, h, w, 6]`: what each place adds to the logit, whose value is the mean over h and w plus the
+            Dense bias.
+        """
+        outputs = self.run(np.ascontiguousarray(hu, np.float32), True)
+        maps = {name: value for name, value in outputs.items() if name.endswith(MAPS)}
+        return (
+            {name: value for name, value in outputs.items() if name not in maps},
+            {name.removesuffix(MAPS): value for name, value in maps.items()},
+        )
 
 
 def load_engine(folder: str | os.PathLike[str], engine: str) -> Engine:
@@ -39,29 +79,34 @@ def load_engine(folder: str | os.PathLike[str], engine: str) -> Engine:
 
     Args:
         folder: what `export.py` wrote, in the format that the engine reads.
-        engine: "tensorflow" or "openvino".
+        engine: a key of `ENGINES`.
 
     Raises:
         InputError: "bad-argument" for an unknown engine or one whose library is missing; "bad-model" if
-            the folder is no export, is of another format, or a file is missing or was changed.
+            the folder is no export, is of another format, a file is missing or was changed, or one is there
+            that metadata.json does not name.
     """
     if engine not in ENGINES:
         raise InputError("bad-argument", f"engine must be one of {', '.join(ENGINES)}; received {engine!r}")
     folder = Path(folder)
     metadata = read_metadata(folder)
-    path, load, package = ENGINES[engine]
-    if not any(name == path or name.startswith(f"{path}/") for name in metadata["files"]):
-        raise InputError(
-            "bad-model",
-            f"{folder} holds no {path}, which the engine {engine} reads; export the model in its format",
-        )
+    files, load, package = ENGINES[engine]
+    _check_named(folder, files, metadata["files"], engine)
     try:
-        predict = load(folder / path)
+        run = load(folder / files[0])
     except ImportError as error:
         raise InputError(
             "bad-argument", f"the engine {engine} needs the package {package}; install it or use another"
         ) from error
-    return Engine(engine, metadata, predict)
+    return Engine(engine, metadata, sha256_of_file(folder / METADATA), run)
+
+
+def find_saved_model(path: str | os.PathLike[str]) -> Path | None:
+    """The folder of a SavedModel, if `path` is one or is what `export.py` wrote; None if it is neither."""
+    for folder in (Path(path), Path(path) / SAVED_MODEL):
+        if (folder / "saved_model.pb").is_file():
+            return folder
+    return None
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -90,21 +135,40 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def _tensorflow(path: Path) -> Predict:
+def _check_named(folder: Path, files: tuple[str, ...], named: dict[str, str], engine: str) -> None:
+    """Refuses a model of which the library would read a file that metadata.json does not name."""
+    read = []
+    for name in files:
+        path = folder / name
+        inside = [entry for entry in path.rglob("*") if not entry.is_dir()] if path.is_dir() else [path]
+        read += [entry.relative_to(folder).as_posix() for entry in inside]
+    if not any(name in named for name in read):
+        raise InputError(
+            "bad-model",
+            f"{folder} holds no {files[0]}, which the engine {engine} reads; export the model in its format",
+        )
+    foreign = sorted(set(read) - set(named))
+    if foreign:
+        raise InputError(
+            "bad-model",
+            f"the metadata.json of {folder} does not name {', '.join(foreign)}, which the engine {engine} "
+            "would read; export again",
+        )
+
+
+def _tensorflow(path: Path) -> Run:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    serve = loaded.signatures["serving_default"]
 
-    def predict(hu: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: value.numpy() for name, value in serve(hu=tf.constant(hu, tf.float32)).items()}
+    def run(hu: np.ndarray, explain: bool) -> Outputs:
+        outputs = loaded.signatures[EXPLAIN if explain else SERVE](hu=tf.constant(hu))
+        return {name: value.numpy() for name, value in outputs.items()}
 
-    # The signature lives only as long as what it was loaded from.
-    predict.loaded = loaded  # type: ignore[attr-defined]
-    return predict
+    return run
 
 
-def _openvino(path: Path) -> Predict:
+def _openvino(path: Path) -> Run:
     import openvino
 
     compiled = openvino.Core().compile_model(
@@ -115,15 +179,29 @@ def _openvino(path: Path) -> Predict:
     )
     names = [output.any_name for output in compiled.outputs]
 
-    def predict(hu: np.ndarray) -> dict[str, np.ndarray]:
-        result = compiled({"hu": np.ascontiguousarray(hu, np.float32)})
-        return {name: np.array(result[name]) for name in names}
+    def run(hu: np.ndarray, explain: bool) -> Outputs:
+        result = compiled({"hu": hu})
+        return {name: np.array(result[name]) for name in names if explain or not name.endswith(MAPS)}
 
-    return predict
+    return run
 
 
-ENGINES: dict[str, tuple[str, Callable[[Path], Predict], str]] = {
-    "tensorflow": ("saved_model", _tensorflow, "tensorflow"),
-    "openvino": ("model.xml", _openvino, "openvino"),
+def _onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(hu: np.ndarray, explain: bool) -> Outputs:
+        wanted = [name for name in names if explain or not name.endswith(MAPS)]
+        return dict(zip(wanted, session.run(wanted, {"hu": hu}), strict=True))
+
+    return run
+
+
+ENGINES: dict[str, tuple[tuple[str, ...], Callable[[Path], Run], str]] = {
+    "tensorflow": ((SAVED_MODEL,), _tensorflow, "tensorflow"),
+    "openvino": ((OPENVINO, "model.bin"), _openvino, "openvino"),
+    "onnx": ((ONNX,), _onnx, "onnxruntime"),
 }
-"""For each engine the file or folder it reads, how it loads it, and the package it needs."""
+"""For each engine the files or folder it reads, how it loads them, and the package it needs."""

@@ -20,12 +20,7 @@ def build_hybrid(arms: Sequence[keras.Model]) -> keras.Model:
     Raises:
         InputError: no arm, or one twice.
     """
-    names = [arm.name for arm in arms]
-    if not names or len(set(names)) < len(names):
-        raise InputError(
-            "bad-argument",
-            f"a hybrid needs at least one arm and none twice; received {', '.join(names) or 'none'}",
-        )
+    check_arms(arms)
     images = {arm.name: keras.Input(arm.input_shape[1:], name=arm.name) for arm in arms}
     # Keras wants an input's name to be its key, and no other name in the model to be the same.
     twins = [keras.Model(arm.input, arm.output, name=f"{arm.name}_arm") for arm in arms]
@@ -35,7 +30,17 @@ def build_hybrid(arms: Sequence[keras.Model]) -> keras.Model:
         output = keras.layers.Identity(dtype="float32", name="probability")(probabilities[0])
     else:
         output = keras.layers.Average(dtype="float32", name="probability")(probabilities)
-    return keras.Model(images, output, name="_".join(names))
+    return keras.Model(images, output, name="_".join(images))
+
+
+def check_arms(arms: Sequence[keras.Model]) -> None:
+    """Raises InputError("bad-argument") where there is no arm, or one twice."""
+    names = [arm.name for arm in arms]
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            "bad-argument",
+            f"a hybrid needs at least one arm and none twice; received {', '.join(names) or 'none'}",
+        )
 
 
 def with_arms(hybrid: keras.Model, names: Sequence[str]) -> keras.Model:

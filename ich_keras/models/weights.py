@@ -1,4 +1,4 @@
-"""Loading an arm's weights: ImageNet's, a file of Keras's, or one of our runs.
+"""Loading an arm's weights: ImageNet's, a file of Keras's, one of our runs, or an arm of a SavedModel.
 
 A Keras ImageNet file goes into the `keras.applications` model it was written for and from there, layer by
 layer, into the arm: so both of Keras's file formats are read by Keras, and the arm's own input scaling
@@ -18,6 +18,8 @@ import numpy as np
 from ich_keras.errors import InputError
 from ich_keras.labels import ARMS, LABELS
 from ich_keras.models.arms import BACKBONES, IMAGENET_DEVIATION, IMAGENET_MEAN
+from ich_keras.models.engines import find_saved_model
+from ich_keras.models.saved_model import load_from_saved_model
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +33,23 @@ def load_weights(model: keras.Model, source: str | os.PathLike[str]) -> None:
     Args:
         model: a model of `build_arm`.
         source: "none" (stay as built), "imagenet" (downloaded by Keras or taken from its cache), or a path: a
-            Keras ImageNet file with or without its top, weights of one of our runs, or a run's folder (its
-            best weights). ImageNet's leave the head as built.
+            Keras ImageNet file with or without its top, weights of one of our runs, a run's folder (its
+            best weights), or a SavedModel (`models.saved_model`) or the export that holds it. ImageNet's
+            leave the head as built.
 
     Raises:
         InputError: "weights-download" if the ImageNet weights can't be had; "wrong-weights" if the file is of
-            another arm, of another number of labels, or not a weights file. The model is unchanged then.
+            another arm, of another number of labels, or not a weights file; "bad-model" if an export was
+            changed. The model is unchanged then.
     """
     if source == "none":
         return
     if source == "imagenet":
         _copy_backbone(_imagenet(model.name), model)
+        return
+    saved_model = find_saved_model(source)
+    if saved_model:
+        load_from_saved_model(model, saved_model)
         return
     path = _weights_file(model.name, Path(source))
     arm, labels = _recognise(path, model.name)
@@ -94,7 +102,7 @@ def _weights_file(arm: str, path: Path) -> Path:
     if not path.is_file():
         raise InputError(
             "wrong-weights",
-            f"no weights at {path}; expected none, imagenet, a weights file or a run's folder",
+            f"no weights at {path}; expected none, imagenet, a weights file, a run's folder or a SavedModel",
         )
     return path
 

@@ -48,13 +48,14 @@ def export_runs(used: Sequence[Run], out: Path, model_format: str = "saved_model
     """Writes the model of the runs' best weights and its metadata.json into `out`.
 
     Args:
-        model_format: "saved_model" or "openvino".
+        model_format: "saved_model", "openvino" or "onnx".
     """
-    from ich_keras.models.export import export_openvino, export_saved_model
+    from ich_keras.models.export import export_onnx, export_openvino, export_saved_model
     from ich_keras.training.prediction import load_run
 
     records = [public_record(run.read()) for run in used]
-    write = {"saved_model": export_saved_model, "openvino": export_openvino}[model_format]
+    formats = {"saved_model": export_saved_model, "openvino": export_openvino, "onnx": export_onnx}
+    write = formats[model_format]
     write(
         [load_run(run) for run in used],
         out,

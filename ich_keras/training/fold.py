@@ -4,9 +4,11 @@ import logging
 import platform
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,35 +16,43 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from ich_keras.datasets.batches import training_step
-from ich_keras.datasets.pipeline import slice_errors, training_dataset
+from ich_keras.datasets.batches import decode_batch, slice_table, training_step
 from ich_keras.errors import InputError, SliceError
 from ich_keras.evaluation.metrics import log_losses
 from ich_keras.files import remove_temporary, whole_file
 from ich_keras.labels import ARMS, LABELS
 from ich_keras.models.arms import build_arm
 from ich_keras.models.weights import load_weights
+from ich_keras.training.collectives import check_agreement
 from ich_keras.training.compiling import compile_arm
+from ich_keras.training.devices import all_devices, replicas
+from ich_keras.training.feed import slice_errors, training_dataset
 from ich_keras.training.heartbeat import write_heartbeat
+from ich_keras.training.hosts import among_hosts, own_folder
 from ich_keras.training.lock import run_lock
+from ich_keras.training.options import FLIPS, TrainingOptions
 from ich_keras.training.prediction import build_predictor, predict_rows
 from ich_keras.training.prepare import PreparedFold
 from ich_keras.training.progress import progress_bar
 from ich_keras.training.runs import COMPLETE, FAILED, RUNNING, STOPPED, predictions_table, writing_to
 from ich_keras.training.stopping import Stopped, StopRequest, stop_on_signals
+from ich_keras.training.validated_weights import build_training_mode, validated_weights
 from ich_keras.training.watcher import Progress, StopsPrediction, Watcher, restore
 
 logger = logging.getLogger(__name__)
 
 
-def _validation_row(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+def _validation_row(
+    labels: np.ndarray, probabilities: np.ndarray, loss_weights: str
+) -> dict[str, float | None]:
     clipped = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
     loss = -np.mean(np.where(labels == 1, np.log(clipped), np.log1p(-clipped)))
+    weighted = float(log_losses(labels, probabilities).mean())
     any_labels = labels[:, LABELS.index("any")]
     both = 0 < any_labels.sum() < len(any_labels)
     return {
-        "val_loss": float(loss),
-        "val_weighted_log_loss": float(log_losses(labels, probabilities).mean()),
+        "val_loss": weighted if loss_weights == "kaggle" else float(loss),
+        "val_weighted_log_loss": weighted,
         "val_auc_any": float(roc_auc_score(any_labels, probabilities[:, -1])) if both else None,
     }
 
@@ -54,6 +64,23 @@ def _write_predictions(fold: PreparedFold, predictions: np.ndarray) -> None:
 
 
 def _write_epoch(
+    fold: PreparedFold, model: keras.Model, state: Progress, epoch: int, predictions: np.ndarray
+) -> None:
+    """Writes what an epoch came to: its row of the history, and the weights as they are in the model."""
+    labels = fold.index.rows[list(LABELS)].to_numpy()[fold.validation]
+    row = {
+        "epoch": epoch,
+        "step": state.step,
+        "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
+        "loss": float(model.get_metrics_result()["loss"]),
+        **_validation_row(labels, predictions, fold.options.loss_weights),
+    }
+    state.history.append(row)
+    with writing_to(fold.run.folder):
+        _write_files(fold, model, state, row, predictions)
+
+
+def _write_files(
     fold: PreparedFold, model: keras.Model, state: Progress, row: dict[str, Any], predictions: np.ndarray
 ) -> None:
     run = fold.run
@@ -74,6 +101,14 @@ def _write_epoch(
             if value is not None:
                 writer.add_scalar(name, value, row["epoch"])
         writer.close()
+
+
+def out_of_patience(options: TrainingOptions, state: Progress) -> bool:
+    """Whether `--patience` ends the run here. Epochs of the head alone are no reason to."""
+    if options.patience is None:
+        return False
+    last_gain = max(state.best_epoch, options.freeze_epochs - 1)
+    return len(state.history) - 1 - last_gain >= options.patience
 
 
 def _diverged(fold: PreparedFold, step: int, what: str) -> InputError:
@@ -101,10 +136,14 @@ def train_fold(fold: PreparedFold) -> dict[str, Any]:
         before = keras.config.dtype_policy()
         stack.callback(keras.config.set_dtype_policy, before)
         stop = stack.enter_context(stop_on_signals())
+        stack.enter_context(all_devices(fold.options))
+        saved = fold.run.checkpoints
+        fold = stack.enter_context(own_folder(fold))
         with writing_to(fold.run.folder):
             stack.enter_context(run_lock(fold.run))
         try:
-            return _train(fold, stop)
+            with among_hosts():
+                return _train(fold, stop, saved)
         except Stopped:
             fold.run.write({**fold.run.read(), "state": STOPPED})
             raise
@@ -137,14 +176,16 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
+def _train(fold: PreparedFold, stop: StopRequest, saved: Path) -> dict[str, Any]:
     options, run = fold.options, fold.run
     started = time.monotonic()
     keras.utils.set_random_seed(options.seed)
     keras.config.set_dtype_policy(options.precision)
-    model = build_arm(options.arch, seed=options.seed)
+    model = build_arm(options.arch, seed=options.seed, synchronized=replicas() > 1)
     load_weights(model, fold.weights)
-    compile_arm(model, options.learning_rate)
+    compile_arm(model, options, fold.steps_per_epoch)
+    state, metrics = restore(model, fold, saved) if options.resume else (Progress(), {})
+    check_agreement(fold.record, state.step)
     with writing_to(run.folder):
         if options.overwrite:
             # Only now: what can't start leaves the old run whole.
@@ -155,11 +196,11 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
         run.write(record)
     write_heartbeat(run, "starting")
     logger.info("%s backend on %s.", keras.backend.backend(), ", ".join(keras.distribution.list_devices()))
-    state, metrics = restore(model, run.checkpoints) if options.resume else (Progress(), {})
     epochs, steps = options.epochs, fold.steps_per_epoch
     if state.step:
         logger.info("resumed at step %d of %d.", state.step, epochs * steps)
     predictor = build_predictor([model])
+    training_mode = build_training_mode(model) if options.reestimate_batchnorm else None
     with progress_bar(f"{ARMS[options.arch].name} fold {options.fold}", epochs * steps, "steps") as bar:
         watcher = Watcher(fold, state, metrics, stop, bar)
         watcher.set_model(model)
@@ -171,16 +212,25 @@ def _train(fold: PreparedFold, stop: StopRequest) -> dict[str, Any]:
                 f"{watcher.broken} of {fold.weights} is not a finite number; name another --weights.",
             )
         for epoch in range(len(state.history), epochs):
+            if out_of_patience(options, state):
+                logger.info(
+                    "stopped before epoch %d: no lower validation loss in %d epochs (--patience).",
+                    epoch + 1,
+                    options.patience,
+                )
+                break
             _train_epoch(fold, model, watcher, epoch)
-            predicted = predict_rows(
-                predictor,
-                fold.index,
-                fold.validation,
-                description="validating",
-                callbacks=[StopsPrediction(watcher)],
-            )
-            _end_epoch(fold, model, watcher, epoch, predicted[model.name])
-            if stop.received and epoch + 1 < epochs:
+            with validated_weights(model, training_mode, _reestimation_images(fold, watcher)):
+                predicted = predict_rows(
+                    predictor,
+                    fold.index,
+                    fold.validation,
+                    description="validating",
+                    callbacks=[StopsPrediction(watcher)],
+                )
+                _write_epoch(fold, model, state, epoch, predicted[model.name])
+            _end_epoch(fold, watcher)
+            if epoch + 1 < epochs and stop.asked():
                 raise Stopped(f"stopped by {stop.received} after epoch {epoch + 1}")
     record = {
         **record,
@@ -209,6 +259,9 @@ def _train_epoch(fold: PreparedFold, model: keras.Model, watcher: Watcher, epoch
     """The steps of an epoch that are still to be done, and a checkpoint after the last one."""
     options, state = fold.options, watcher.state
     remaining = (epoch + 1) * fold.steps_per_epoch - state.step
+    if epoch and epoch == options.freeze_epochs and remaining == fold.steps_per_epoch:
+        logger.info("the whole arm is trained from epoch %d on (--freeze-epochs).", epoch + 1)
+        compile_arm(model, options, fold.steps_per_epoch, epoch)
     if remaining:
         with slice_errors():
             model.fit(
@@ -219,6 +272,7 @@ def _train_epoch(fold: PreparedFold, model: keras.Model, watcher: Watcher, epoch
                     batch_size=options.batch,
                     seed=options.seed,
                     start_step=state.step,
+                    flips=FLIPS[options.flips],
                 ),
                 initial_epoch=epoch,
                 epochs=epoch + 1,
@@ -230,35 +284,41 @@ def _train_epoch(fold: PreparedFold, model: keras.Model, watcher: Watcher, epoch
     watcher.save()
     if watcher.broken:
         raise _diverged(fold, state.step, watcher.broken)
-    if watcher.stop.received:
+    if watcher.stop.asked():
         raise Stopped(f"stopped by {watcher.stop.received} at step {state.step}")
 
 
-def _end_epoch(
-    fold: PreparedFold, model: keras.Model, watcher: Watcher, epoch: int, predictions: np.ndarray
-) -> None:
-    """Writes what an epoch came to, and then the checkpoint that counts it as done.
+def _end_epoch(fold: PreparedFold, watcher: Watcher) -> None:
+    """Saves the checkpoint that counts an epoch as done.
 
-    A run killed before that checkpoint does the epoch's rest again and writes the same files.
+    A run killed before it does the epoch's rest again and writes the same files.
     """
-    state = watcher.state
-    labels = fold.index.rows[list(LABELS)].to_numpy()[fold.validation]
-    row = {
-        "epoch": epoch,
-        "step": state.step,
-        "loss": float(model.get_metrics_result()["loss"]),
-        **_validation_row(labels, predictions),
-    }
-    state.history.append(row)
-    with writing_to(fold.run.folder):
-        _write_epoch(fold, model, state, row, predictions)
     watcher.save()
+    state = watcher.state
+    row = state.history[-1]
     logger.info(
         "epoch %d/%d: loss %.4f, validation loss %.4f, any-AUC %s, %.0f s in all.",
-        epoch + 1,
+        row["epoch"] + 1,
         fold.options.epochs,
         row["loss"],
         row["val_loss"],
         "undefined" if row["val_auc_any"] is None else f"{row['val_auc_any']:.4f}",
         state.seconds,
     )
+
+
+def _reestimation_images(fold: PreparedFold, watcher: Watcher) -> Iterator[np.ndarray]:
+    """The images of the first training batches, the same after every epoch, for `--reestimate-batchnorm`."""
+    options = fold.options
+    count, size = options.reestimate_batchnorm, ARMS[options.arch].image_size
+    table = slice_table(fold.index)
+    with progress_bar("re-estimating BatchNorm", count, "batches") as (progress, task):
+        for step in range(count):
+            items, mirror = training_step(
+                len(fold.training), step, options.batch, options.seed, FLIPS[options.flips]
+            )
+            yield decode_batch(table, fold.training[items], (size,), mirror)[size]
+            progress.advance(task)
+            watcher.beat("validating")
+            if watcher.stop.received:
+                raise Stopped(f"stopped by {watcher.stop.received} while re-estimating BatchNorm")

@@ -10,6 +10,9 @@ from ich_keras.labels import ARMS, FOLDS, PAPER_ARMS, PROTOCOLS
 from ich_keras.training.runs import check_fold
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+SCHEDULES = ("constant", "cosine")
+LOSS_WEIGHTS = ("paper", "kaggle")
+FLIPS = {"both": ("horizontal", "vertical"), "horizontal": ("horizontal",), "none": ()}
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,23 @@ class TrainingOptions:
     batch_size: int | None = None
     learning_rate: float = 1e-4
     weights: str = "auto"
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    ema: float | None = None
+    loss_weights: str = "paper"
+    flips: str = "both"
+    freeze_epochs: int = 0
+    reestimate_batchnorm: int = 0
+    patience: int | None = None
     precision: str = "float32"
     seed: int = 0
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
+    devices: int = 1
+    coordinator: str | None = None
+    processes: int = 1
+    process_id: int = 0
     resume: bool = False
     overwrite: bool = False
 
@@ -41,6 +57,13 @@ class TrainingOptions:
             ("seed", self.seed, 0),
             ("checkpoint-minutes", self.checkpoint_minutes, 0),
             ("keep-checkpoints", self.keep_checkpoints, 1),
+            ("warmup-steps", self.warmup_steps, 0),
+            ("freeze-epochs", self.freeze_epochs, 0),
+            ("reestimate-batchnorm", self.reestimate_batchnorm, 0),
+            ("patience", self.patience, 1),
+            ("devices", self.devices, 1),
+            ("processes", self.processes, 1),
+            ("process-id", self.process_id, 0),
         ):
             if value is not None and not value >= least:
                 raise InputError("bad-argument", f"--{name} must be {least} or more, received {value}.")
@@ -58,6 +81,93 @@ class TrainingOptions:
             raise InputError(
                 "bad-argument", "--resume and --overwrite were both given; choose to go on or to start again."
             )
+        self._check_recipe()
+        self._check_hosts()
+
+    def _check_recipe(self) -> None:
+        for name, value, known in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("loss-weights", self.loss_weights, LOSS_WEIGHTS),
+            ("flips", self.flips, tuple(FLIPS)),
+        ):
+            if value not in known:
+                raise InputError(
+                    "bad-argument", f"--{name} must be one of {', '.join(known)}; received {value!r}."
+                )
+        if self.clip_norm is not None and not (self.clip_norm > 0 and math.isfinite(self.clip_norm)):
+            raise InputError(
+                "bad-argument", f"--clip-norm must be a positive number, received {self.clip_norm}."
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(
+                "bad-argument",
+                f"--ema must be between 0 and 1, received {self.ema}; 0.999 averages over about 1,000 steps.",
+            )
+        if self.warmup_steps and self.schedule == "constant":
+            raise InputError(
+                "bad-argument",
+                f"--warmup-steps {self.warmup_steps} needs --schedule cosine; the constant learning rate of "
+                "the paper has no warm-up.",
+            )
+        if self.freeze_epochs >= self.epochs:
+            raise InputError(
+                "bad-argument",
+                f"--freeze-epochs must be below --epochs = {self.epochs}, received {self.freeze_epochs}; the "
+                "epochs that are left train the whole arm.",
+            )
+        if self.freeze_epochs and self.reestimate_batchnorm:
+            raise InputError(
+                "bad-argument",
+                "--freeze-epochs and --reestimate-batchnorm were both given; after freezing, BatchNorm "
+                "keeps the statistics that came with the weights. Choose one.",
+            )
+
+    def check_steps(self, steps_per_epoch: int, weights: str) -> None:
+        """Refuses what only the data can tell.
+
+        Args:
+            steps_per_epoch: how many steps an epoch has.
+            weights: what the run starts from: "none", "imagenet" or a path.
+
+        Raises:
+            InputError: "bad-argument".
+        """
+        shortest = steps_per_epoch * min(self.freeze_epochs or self.epochs, self.epochs - self.freeze_epochs)
+        if self.warmup_steps and self.warmup_steps >= shortest:
+            raise InputError(
+                "bad-argument",
+                f"--warmup-steps must be below the {shortest} steps that the schedule has "
+                f"({steps_per_epoch} an epoch), received {self.warmup_steps}.",
+            )
+        if self.freeze_epochs and weights == "none":
+            raise InputError(
+                "bad-argument",
+                f"--freeze-epochs {self.freeze_epochs} needs weights to start from, received --weights none: "
+                "a head on a random backbone learns little. Give --weights imagenet or a path.",
+            )
+
+    def _check_hosts(self) -> None:
+        if (self.coordinator is None) != (self.processes == 1):
+            raise InputError(
+                "bad-argument",
+                "--coordinator, --processes and --process-id go together: give each of N processes the same "
+                f"HOST:PORT of process 0, --processes N and its own --process-id; received --coordinator "
+                f"{self.coordinator} and --processes {self.processes}.",
+            )
+        if self.process_id >= self.processes:
+            raise InputError(
+                "bad-argument",
+                f"--process-id must be 0..{self.processes - 1}, received {self.process_id}; the processes "
+                "are numbered from 0.",
+            )
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+                raise InputError(
+                    "bad-argument",
+                    f"--coordinator must be HOST:PORT of process 0, such as node1:12345; received "
+                    f"{self.coordinator!r}.",
+                )
 
     @property
     def batch(self) -> int:

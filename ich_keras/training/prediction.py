@@ -6,11 +6,13 @@ import keras
 import numpy as np
 
 from ich_keras.datasets.index import Index
-from ich_keras.datasets.pipeline import inference_dataset, slice_errors
 from ich_keras.errors import InputError
 from ich_keras.models.arms import build_arm
 from ich_keras.models.hybrid import build_hybrid, with_arms
 from ich_keras.models.weights import load_weights
+from ich_keras.training.collectives import own_part
+from ich_keras.training.devices import replicas
+from ich_keras.training.feed import prediction_dataset, slice_errors
 from ich_keras.training.progress import progress_bar
 from ich_keras.training.runs import Run
 
@@ -26,12 +28,26 @@ class _Advance(keras.callbacks.Callback):
         self._progress.advance(self._task)
 
 
+class _Everywhere(keras.layers.Layer):
+    """Gives each process the whole of an output of which the devices have computed a part each."""
+
+    def call(self, inputs):
+        mesh = keras.distribution.distribution().device_mesh
+        layout = keras.distribution.TensorLayout([None] * len(inputs.shape), mesh)
+        return keras.distribution.distribute_tensor(inputs, layout)
+
+
 def build_predictor(arms: Sequence[keras.Model]) -> keras.Model:
     """The hybrid of the arms with each arm's output beside it. It shares the arms' weights.
 
     Build it once and use it again: Keras traces each new model anew.
     """
-    return with_arms(build_hybrid(arms), [arm.name for arm in arms])
+    predictor = with_arms(build_hybrid(arms), [arm.name for arm in arms])
+    if own_part()[1] == 1:
+        return predictor
+    return keras.Model(
+        predictor.input, {name: _Everywhere()(output) for name, output in predictor.output.items()}
+    )
 
 
 def predict_rows(
@@ -57,13 +73,17 @@ def predict_rows(
     Raises:
         SliceError: a slice can't be read any more.
     """
-    dataset = inference_dataset(index, positions, list(predictor.input), batch_size=batch_size)
+    devices = replicas()
+    batch_size = -(-batch_size // devices) * devices
     steps = -(-len(positions) // batch_size)
+    full = positions
+    if devices > 1 or keras.backend.backend() == "jax":
+        # Devices share a batch evenly, and XLA compiles anew for one of another length.
+        full = np.concatenate([positions, np.repeat(positions[:1], steps * batch_size - len(positions))])
+    dataset = prediction_dataset(index, full, list(predictor.input), batch_size=batch_size)
     with progress_bar(description, steps, "batches") as (progress, task), slice_errors():
-        # One element a batch; a bare dict would be taken for the inputs, targets and weights.
-        return predictor.predict(
-            dataset.map(lambda batch: (batch,)), verbose=0, callbacks=[_Advance(progress, task), *callbacks]
-        )
+        predicted = predictor.predict(dataset, verbose=0, callbacks=[_Advance(progress, task), *callbacks])
+    return {name: values[: len(positions)] for name, values in predicted.items()}
 
 
 def load_best_weights(arm: keras.Model, run: Run) -> None:

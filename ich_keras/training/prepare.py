@@ -1,16 +1,19 @@
 """All of a fold's training that needs no framework: data, split, run folder, and what is said first."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ich_keras.command import keras_backend
 from ich_keras.datasets.index import Index, load_index
 from ich_keras.datasets.splits import Split, leakage, make_split
 from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file
 from ich_keras.labels import ARMS
+from ich_keras.models.engines import find_saved_model
 from ich_keras.training.checkpoint import newest_step
 from ich_keras.training.lock import is_locked, locked_error, run_lock
 from ich_keras.training.options import TrainingOptions
@@ -24,6 +27,7 @@ FREE_TO_CHANGE = {
     "runs",
     "fold",
     "epochs",
+    "patience",
     "checkpoint_minutes",
     "keep_checkpoints",
     "resume",
@@ -67,7 +71,7 @@ def check_weights_source(weights: str) -> None:
         raise InputError(
             "wrong-weights",
             f"--weights {weights} is not a file or folder; expected auto, imagenet, none, or the path "
-            "of a Keras weights file or of a run folder.",
+            "of a Keras weights file, of a run folder or of a SavedModel.",
         )
 
 
@@ -95,32 +99,45 @@ def _record(options: TrainingOptions, weights: str, index: Index, split: Split) 
     arguments.update(
         data=str(options.data), runs=str(options.runs), weights=weights, batch_size=options.batch
     )
-    del arguments["resume"], arguments["overwrite"]
+    for name in ("resume", "overwrite", "coordinator", "process_id"):
+        del arguments[name]
     record = {
         "arch": options.arch,
         "fold": options.fold,
         "protocol": options.protocol,
         "arguments": arguments,
+        "backend": keras_backend(),
         "synthetic": index.synthetic,
         "data_fingerprint": index.fingerprint,
         "split_fingerprint": split.fingerprint,
     }
     if weights not in ("none", "imagenet"):
-        path = Path(weights) / "best.weights.h5" if Path(weights).is_dir() else Path(weights)
-        if path.is_file():
-            record["weights_sha256"] = sha256_of_file(path)
+        record["weights_sha256"] = _weights_sha256(Path(weights))
     return record
 
 
+def _weights_sha256(path: Path) -> str | None:
+    """The sha256 of a weights file, or for a SavedModel one of the names and sha256 of its files."""
+    saved_model = find_saved_model(path)
+    if saved_model is None:
+        file = path / "best.weights.h5" if path.is_dir() else path
+        return sha256_of_file(file) if file.is_file() else None
+    files = sorted(file for file in saved_model.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(saved_model).as_posix()} {sha256_of_file(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def _check_resumable(old: dict, new: dict, run: Run) -> None:
+    # A cosine's learning rates depend on the number of epochs from the first step on.
+    free = FREE_TO_CHANGE - ({"epochs"} if new["arguments"]["schedule"] == "cosine" else set())
     differences = [
         (name, old["arguments"].get(name), new["arguments"].get(name))
         for name in new["arguments"]
-        if name not in FREE_TO_CHANGE and old["arguments"].get(name) != new["arguments"].get(name)
+        if name not in free and old["arguments"].get(name) != new["arguments"].get(name)
     ]
     differences += [
         (name, old.get(name), new.get(name))
-        for name in ("data_fingerprint", "split_fingerprint", "weights_sha256")
+        for name in ("backend", "data_fingerprint", "split_fingerprint", "weights_sha256")
         if old.get(name) != new.get(name)
     ]
     if differences:
@@ -171,6 +188,7 @@ def prepare_fold(options: TrainingOptions) -> PreparedFold:
     if options.resume and old:
         _check_resumable(old, record, run)
     prepared = PreparedFold(options, run, index, split, training, validation, weights, record)
+    options.check_steps(prepared.steps_per_epoch, weights)
     if options.resume:
         _check_epochs(prepared)
     with writing_to(run.folder), run_lock(run):

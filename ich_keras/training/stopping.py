@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ich_keras.training.collectives import anywhere
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,6 +31,17 @@ class StopRequest:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
         logger.warning("%s: stopping after this step; a second one stops at once.", self.received)
+
+    def asked(self) -> bool:
+        """Whether this process, or one that trains with it, was asked; all must look at the same place."""
+        return self.agree()[0]
+
+    def agree(self, *others: bool) -> list[bool]:
+        """`asked`, followed by those of the other flags that are set in any of the processes."""
+        asked, *flags = anywhere(self.received is not None, *others)
+        if asked and not self.received:
+            self.received = "a signal to another process"
+        return [asked, *flags]
 
 
 class Stopped(Exception):

@@ -13,6 +13,7 @@ import numpy as np
 
 from ich_keras.errors import InputError
 from ich_keras.training.checkpoint import load_checkpoint, save_checkpoint
+from ich_keras.training.compiling import compile_arm
 from ich_keras.training.heartbeat import SECONDS, write_heartbeat
 from ich_keras.training.prepare import PreparedFold
 from ich_keras.training.runs import writing_to
@@ -101,12 +102,14 @@ class Watcher(keras.callbacks.Callback):
         progress, task = self.bar
         progress.update(task, completed=self.state.step, note=f"loss {loss:.4f}")
         self.beat("training", loss)
-        due = time.monotonic() - self.saved_at >= 60 * self.fold.options.checkpoint_minutes
-        if due or self.stop.received:
+        stopping, due = self.stop.agree(
+            time.monotonic() - self.saved_at >= 60 * self.fold.options.checkpoint_minutes
+        )
+        if due or stopping:
             self.save()
             if due and self.fold.options.checkpoint_minutes >= 1 and not sys.stderr.isatty():
                 logger.info("step %d of %d: loss %.4f.", self.state.step, self.steps, loss)
-        if self.stop.received:
+        if stopping:
             self.model.stop_training = True
 
     @property
@@ -138,6 +141,9 @@ class Watcher(keras.callbacks.Callback):
         if self.broken or self.saved == place:
             return
         started = time.monotonic()
+        if keras.backend.backend() == "jax":
+            # While fit() runs on JAX, the variables are empty and the values are in its hands.
+            self.model.jax_state_sync()
         arrays = {
             name: keras.ops.convert_to_numpy(variable)
             for name, variable in named_variables(self.model).items()
@@ -150,15 +156,16 @@ class Watcher(keras.callbacks.Callback):
             return
         self.state.seconds += started - self.counted_at
         self.counted_at = started
-        with writing_to(self.fold.run.folder):
-            save_checkpoint(
-                self.fold.run.checkpoints,
-                self.state.step,
-                arrays,
-                vars(self.state),
-                keep=self.fold.options.keep_checkpoints,
-                validated=0 < self.state.step == len(self.state.history) * self.fold.steps_per_epoch,
-            )
+        if self.fold.options.process_id == 0:
+            with writing_to(self.fold.run.folder):
+                save_checkpoint(
+                    self.fold.run.checkpoints,
+                    self.state.step,
+                    arrays,
+                    vars(self.state),
+                    keep=self.fold.options.keep_checkpoints,
+                    validated=0 < self.state.step == len(self.state.history) * self.fold.steps_per_epoch,
+                )
         self.saved, self.saved_at = place, time.monotonic()
         self.state.saves += 1
         self.state.save_seconds += self.saved_at - started
@@ -188,12 +195,12 @@ class StopsPrediction(keras.callbacks.Callback):
 
     def on_predict_batch_end(self, batch, logs=None):
         self.watcher.beat("validating")
-        if self.watcher.stop.received:
+        if self.watcher.stop.asked():
             raise Stopped(f"stopped by {self.watcher.stop.received} while validating")
 
 
-def restore(model: keras.Model, run_checkpoints: Path) -> tuple[Progress, dict[str, np.ndarray]]:
-    """Gives a compiled model the variables of the newest whole checkpoint.
+def restore(model: keras.Model, fold: PreparedFold, saved: Path) -> tuple[Progress, dict[str, np.ndarray]]:
+    """Gives a model the variables of the newest whole checkpoint in `saved`, compiled for the step it is of.
 
     Returns:
         How far it was, and the running metrics, which Keras resets when `fit` begins.
@@ -201,18 +208,20 @@ def restore(model: keras.Model, run_checkpoints: Path) -> tuple[Progress, dict[s
     Raises:
         InputError: "wrong-weights" if the checkpoint is of other variables.
     """
-    found = load_checkpoint(run_checkpoints)
+    found = load_checkpoint(saved)
     if found is None:
         return Progress(), {}
     arrays, state = found
+    # The optimizer of the epoch that the last step was of: the head alone has another than the whole arm.
+    compile_arm(model, fold.options, fold.steps_per_epoch, (state["step"] - 1) // fold.steps_per_epoch)
     variables = named_variables(model)
     if {name: array.shape for name, array in arrays.items()} != {
         name: tuple(variable.shape) for name, variable in variables.items()
     }:
         raise InputError(
             "wrong-weights",
-            f"the checkpoint in {run_checkpoints} holds other variables than {model.name}; it was written by "
-            "another version. Train again with --overwrite.",
+            f"the checkpoint in {saved} holds other variables than {model.name}; it was "
+            "written by another version. Train again with --overwrite.",
         )
     for name, variable in variables.items():
         variable.assign(arrays[name])

@@ -1,5 +1,9 @@
 """Small arms trained for a few steps on phantoms."""
 
+import os
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -26,3 +30,41 @@ def small_runs(phantom_data, tmp_path_factory) -> Path:
         )
         train_fold(prepare_fold(options))
     return runs
+
+
+@pytest.fixture(scope="session")
+def other_process(tmp_path_factory):
+    """A function that starts `very_small_arms.py` with arguments and an environment."""
+    here = Path(__file__).resolve().parent
+    # What XLA has compiled in one process, the next need not.
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def start(*arguments, python=(sys.executable,), path=(), **environment):
+        return subprocess.Popen(
+            [*python, "-W", "error", "-W", "ignore:__array__:DeprecationWarning",
+             here / "very_small_arms.py", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(map(str, (here.parents[1], *path))),
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+                **environment,
+            },
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def without_tensorflow(tmp_path_factory):
+    """Keyword arguments of `other_process` for JAX, with all that is installed here but TensorFlow."""
+    installed = Path(sysconfig.get_path("purelib"))
+    shadow = tmp_path_factory.mktemp("site-packages")
+    for entry in installed.iterdir():
+        if not entry.name.startswith("tensorflow"):
+            (shadow / entry.name).symlink_to(entry)
+    return {"python": (sys.executable, "-S"), "path": (shadow,), "KERAS_BACKEND": "jax"}

@@ -1,0 +1,130 @@
+"""Two processes on loopback, on the CPU, that train one arm over JAX's distributed runtime."""
+
+import json
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+from ich_keras.errors import EXIT_IMPOSSIBLE, EXIT_STOPPED, InputError
+from ich_keras.training.checkpoint import load_checkpoint
+from ich_keras.training.hosts import check_address, explain_abort
+from ich_keras.training.options import TrainingOptions
+from ich_keras.training.runs import Run
+
+from .test_backends import assert_close, finish, settings, state_of
+
+FATAL = "F1124 client.h:80] Terminating process because the JAX distributed service detected fatal errors."
+
+
+def options(coordinator="127.0.0.1:12345", process_id=0):
+    return TrainingOptions("tiny300", 0, coordinator=coordinator, processes=2, process_id=process_id)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_host_that_is_not_known_is_refused():
+    with pytest.raises(InputError, match=r"nowhere\.invalid:12345: the host is not known here"):
+        check_address(options("nowhere.invalid:12345"))
+
+
+def test_a_port_that_is_taken_is_refused_where_it_is_needed():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(InputError, match="process 0 can't listen on port"):
+            check_address(options(address))
+        check_address(options(address, process_id=1))
+
+
+@pytest.mark.parametrize(
+    ("code", "native", "process_id", "exit_code", "words"),
+    [
+        (-6, f"{FATAL} UNAVAILABLE, PollForError", 1, EXIT_STOPPED, "was lost; go on with --resume in all"),
+        (-6, f"{FATAL} Deadline, RegisterTask", 1, EXIT_IMPOSSIBLE, "process 0 could not be met at 127"),
+        (-6, f"{FATAL} Deadline, RegisterTask", 0, EXIT_IMPOSSIBLE, "all 2 processes could not be met"),
+        (-9, "Out of memory", 0, 137, "Out of memory"),
+        (-9, "", 0, 137, "ended by SIGKILL"),
+        (-6, "free(): invalid pointer", 0, 134, "free(): invalid pointer"),
+    ],
+)
+def test_an_abort_is_explained(code, native, process_id, exit_code, words):
+    found, message = explain_abort(code, native, options(process_id=process_id))
+    assert found == exit_code
+    assert words in message
+    assert FATAL not in message
+
+
+@pytest.fixture
+def two_hosts(other_process, phantom_data, tmp_path):
+    """A function that trains in two processes, one of which gets a signal after a step: [(code, stderr)]."""
+    words = ["--arch", "dropout", "--fold", 0, "--data", phantom_data, "--runs", tmp_path / "two", "--resume"]
+    given = settings(phantom_data, "dropout")
+    for name in ("epochs", "steps_per_epoch", "batch_size", "learning_rate", "checkpoint_minutes"):
+        words += [f"--{name.replace('_', '-')}", given[name]]
+
+    def train(signal_at=None, victim=1, only=(0, 1), **environment):
+        address = f"127.0.0.1:{free_port()}"
+        processes = [
+            other_process(
+                "train", *words, "--coordinator", address, "--processes", 2, "--process-id", number,
+                KERAS_BACKEND="jax",
+                **environment,
+                **({"SIGNAL_AT": signal_at} if signal_at and number == victim else {}),
+            )
+            for number in only
+        ]  # fmt: skip
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+        return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
+
+    return train
+
+
+@pytest.mark.slow
+def test_two_hosts_stop_lose_one_and_end_as_one_host_does(two_hosts, other_process, phantom_data, tmp_path):
+    run = Run(tmp_path / "two", "paper", "dropout", 0)
+
+    # A signal to process 1 stops both after the same step.
+    (first, said), (second, _) = two_hosts(f"2 {int(signal.SIGTERM)}")
+    assert (first, second) == (EXIT_STOPPED, EXIT_STOPPED), said
+    assert "stopped by a signal to another process at step 2; go on with --resume" in said
+    assert load_checkpoint(run.checkpoints)[1]["step"] == 2
+
+    # Process 1 is killed.
+    (first, said), (second, _) = two_hosts(f"4 {int(signal.SIGKILL)}")
+    assert (first, second) == (EXIT_STOPPED, 128 + 9), said
+    assert said.strip().endswith("was lost; go on with --resume.")
+    assert "Traceback" not in said
+    assert load_checkpoint(run.checkpoints)[1]["step"] == 3
+
+    # Process 0 is: the others hear of it from JAX's own abort.
+    (first, _), (second, said) = two_hosts(f"5 {int(signal.SIGKILL)}", victim=0)
+    assert (first, second) == (128 + 9, EXIT_STOPPED), said
+    assert "was lost; go on with --resume" in said
+    assert "Check failure" not in said
+    assert load_checkpoint(run.checkpoints)[1]["step"] == 4
+
+    ends = two_hosts()
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert ends[1][1] == "" or "Traceback" not in ends[1][1]
+    assert run.read()["state"] == "complete"
+
+    one = json.dumps({str(tmp_path / "one"): settings(phantom_data, "dropout")})
+    finish(other_process("runs", one, KERAS_BACKEND="jax"))
+    assert_close(tmp_path / "one", tmp_path / "two", "dropout")
+    arrays, _ = state_of(tmp_path / "two", "dropout")
+    assert any(np.ptp(array) > 0 for array in arrays.values() if array.size > 1)
+
+
+@pytest.mark.slow
+def test_a_process_that_meets_nobody_says_so(two_hosts):
+    ((code, said),) = two_hosts(only=(1,), JOIN_SECONDS="2")
+    assert code == EXIT_IMPOSSIBLE, said
+    assert "process 0 could not be met at 127.0.0.1:" in said
+    assert "Traceback" not in said
