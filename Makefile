@@ -1,4 +1,4 @@
-# make demo    phantoms -> training -> evaluation -> export, with the small arms
+# make demo    phantoms -> training -> evaluation -> export -> a scan predicted, with the small arms
 # make test    the whole test suite; make check: its fast part
 # make lint    ruff, import-linter, mypy
 
@@ -8,6 +8,8 @@ DEMO := --data data/phantoms --runs runs/demo --protocol patient
 SMALL_ARMS := tiny300 tiny299
 comma := ,
 HYBRID := --arms $(subst $() ,$(comma),$(SMALL_ARMS))
+# A seed whose first phantom patient bleeds.
+DEMO_PATIENT := 12
 
 .PHONY: demo test check lint
 
@@ -28,8 +30,12 @@ demo: .venv/user
 	done
 	$(BIN)/python evaluate.py --test-set full $(DEMO) $(HYBRID) --out results/demo
 	$(BIN)/python export.py --fold 0 $(DEMO) $(HYBRID) --out exported/demo --overwrite
+	$(BIN)/python -m ich_keras.ct.phantom --out data/phantom-patient --patients 1 --seed $(DEMO_PATIENT) --headers hospital
+	$(BIN)/python predict.py data/phantom-patient/PHANTOM0000 --model exported/demo --out results/demo-patient \
+	    --explain --dicom-sr --dicom-sc --overwrite
 	@echo
 	@echo 'Done, on phantoms: the numbers say that the parts fit together, nothing about patients. Open'
+	@echo '  results/demo-patient/report.html          what the model says of one more phantom patient'
 	@echo '  results/demo/report.html                  the evaluation, in a browser'
 	@echo '  results/demo/metrics.json                 the same numbers, for programs'
 	@echo '  runs/demo/patient/tiny300/fold-0/history.csv   the training curve'

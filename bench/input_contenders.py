@@ -243,8 +243,9 @@ def ich_keras_stages() -> Stages:
 def zip_stages() -> Stages:
     import io
 
+    from ich_keras.ct import archive
     from ich_keras.ct.dicom import read_hu
-    from ich_keras.datasets import archive, batches
+    from ich_keras.datasets import batches
 
     index, _ = _all_rows("BENCH_ZIP")
     places = itertools.cycle(index.rows[["member_offset", "member_length"]].to_numpy().tolist())

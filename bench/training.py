@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--peers", help="Python interpreter that has bench/requirements.txt")
     parser.add_argument("--only", action="append", choices=PARTS, help="measure this part; may be repeated")
     parser.add_argument(
-        "--quick", action="store_true", help="the small arm and few steps: whether it runs, not how fast"
+        "--quick", action="store_true", help="the small arm, few steps, no torch: does it run, not how fast"
     )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "training.json")
     args = parser.parse_args()

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -97,31 +97,46 @@ def _is_installed(package: str) -> bool:
 
 
 def import_keras(before_devices: Callable[[], None] = lambda: None) -> None:
-    """Imports Keras and looks for devices without the notices that TensorFlow prints about the machine.
-
-    TensorFlow 2.21 writes them to file descriptor 2 before any of its settings is read. They are shown if
-    the import fails.
+    """Imports Keras and looks for devices, without TensorFlow's notices about the machine.
 
     Args:
         before_devices: called between the import and the first look at the devices, which fixes them.
     """
     keras_backend()
+    with _notices_held():
+        import keras
+
+        if keras.backend.backend() == "tensorflow":
+            _run_operations_in_order()
+        else:
+            # Keras's Rescaling loads TensorFlow where it is installed, to see whether it is in tf.data.
+            with suppress(ImportError):
+                import tensorflow  # noqa: F401
+        before_devices()
+        keras.distribution.list_devices()
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow alone and looks for devices, without its notices about the machine."""
+    with _notices_held():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+@contextmanager
+def _notices_held() -> Iterator[None]:
+    """Holds back what comes on file descriptor 2, and shows it if the block fails.
+
+    TensorFlow 2.21 writes its notices there before any of its settings is read.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
         stderr = os.dup(2)
         os.dup2(notices.fileno(), 2)
         try:
-            import keras
-
-            if keras.backend.backend() == "tensorflow":
-                _run_operations_in_order()
-            else:
-                # Keras's Rescaling loads TensorFlow where it is installed, to see whether it is in tf.data.
-                with suppress(ImportError):
-                    import tensorflow  # noqa: F401
-            before_devices()
-            keras.distribution.list_devices()
+            yield
         except InputError:
             raise
         except BaseException:

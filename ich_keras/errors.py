@@ -25,6 +25,20 @@ REASONS = {
     "multi-frame": "the file holds more than one frame",
     "unsupported-transfer-syntax": "no decoder at hand reads this transfer syntax",
     "undecodable": "the compressed pixels could not be decoded",
+    # a patient's scan
+    "hidden-file": "the name begins with a dot, or is one of macOS's own in an archive",
+    "linked-folder": "a symbolic link to a folder is not followed; name the folder itself",
+    "unsafe-member": "an archive's member has a path that leads out of the archive",
+    "nested-archive": "an archive in an archive is not opened; unpack it first",
+    "dicomdir": "a directory of a DICOM medium, which lists images and holds none",
+    "localizer": "the slice is a localizer",
+    "reformat": "the slice was reformatted or projected from others",
+    "derived": "the slice was computed from others",
+    "not-axial": "the slice is coronal, sagittal or tilted too far",
+    "other-body-part": "the header names another part of the body than the head",
+    "thinned": "the slice lies between the steps of --every-mm",
+    "prediction-failed": "the model failed on a study",
+    "no-scan": "no axial slices of head CT are in what was given",
     # a data set
     "no-data": "the data folder or its label file is missing",
     "bad-labels": "the label file does not have the expected rows or columns",
@@ -34,6 +48,12 @@ REASONS = {
     "no-file": "a labelled image has no file",
     "duplicate-file": "two files carry the name of one image; the first is used",
     "too-few-slices": "the data are too few for the split or test set that was asked for",
+    # a DICOMweb server
+    "no-answer": "the server can't be reached, takes too long, or the connection was lost",
+    "login-refused": "the server refused the login",
+    "study-not-found": "the server has no such study",
+    "bad-answer": "the server answered something else than DICOMweb says",
+    "not-stored": "the server did not store all results",
     # arguments, runs and models
     "bad-argument": "a command-line argument can't be used",
     "run-exists": "the run folder already holds a run",

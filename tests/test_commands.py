@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def command(*words, check=None, cwd=REPOSITORY):
     return done
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py"])
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "export.py", "predict.py"])
 def test_help_needs_no_framework(script):
     done = command("-c", UNLOADED, script, "--help", check=0)
     assert "loaded []" in done.stdout
@@ -65,6 +66,23 @@ def test_help_needs_no_framework(script):
         (["export.py", "--fold", "-1"], "fold must be 0..9, received -1"),
         (["export.py", "--runs", "nowhere", "--out", "new"], "no fold under"),
         (["export.py", "--out", "tests"], "already exists"),
+        (["predict.py", "tests"], "--model"),
+        (["predict.py", "--model", "m"], "one SCAN or more, or --dicomweb URL --study UID"),
+        (
+            ["predict.py", "tests", "--model", "m", "--dicomweb", "http://x", "--study", "1"],
+            "one SCAN or more",
+        ),
+        (["predict.py", "--model", "m", "--dicomweb", "http://x"], "--dicomweb and --study go together"),
+        (["predict.py", "--model", "m", "--dicomweb", "http://x", "--study", "a b"], "digits and dots"),
+        (["predict.py", "tests", "--model", "m", "--store"], "--store goes with --dicomweb"),
+        (["predict.py", "nowhere", "--model", "m"], "SCAN nowhere does not exist"),
+        (["predict.py", "tests", "--model", "nowhere"], "--model nowhere is no exported model"),
+        (["predict.py", "tests", "--model", "nowhere", "--engine", "onnx"], "nowhere is no exported model"),
+        (["predict.py", "tests", "--model", "m", "--every-mm", "0"], "--every-mm must be above 0"),
+        (["predict.py", "tests", "--model", "m", "--num-parts", "0"], "--num-parts must be 1 or more"),
+        (["predict.py", "tests", "--model", "m", "--num-parts", "3", "--part", "3"], "--part must be 0..2"),
+        (["predict.py", "tests", "--model", "m", "--resume", "--overwrite"], "exclude each other"),
+        (["predict.py", "tests", "--model", "m", "--out", "README.md"], "README.md is a file"),
     ],
 )
 def test_an_argument_error_needs_no_framework(words, message):
@@ -131,10 +149,40 @@ def test_evaluate_prints_each_arm_and_the_hybrid(trained):
         assert (folder / "runs/patient" / arch / "fold-1/predictions-balanced.csv").is_file()
 
 
-@pytest.mark.slow
-def test_export_gives_what_evaluate_saw(trained):
+@pytest.fixture(scope="module")
+def exported(trained):
     folder, common = trained
     command("export.py", "--fold", 1, *common, *SMALL, "--out", folder / "exported", check=0)
+    return folder / "exported"
+
+
+@pytest.mark.slow
+def test_predict_gives_what_evaluate_saw(trained, exported, tmp_path):
+    folder, common = trained
+    table = pd.read_csv(folder / "runs/patient/tiny300/fold-1/predictions-validation.csv").set_index("id")
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        for name in table.index:
+            archive.write(common[1] / "stage_2_train" / f"{name}.dcm", f"stage_2_train/{name}.dcm")
+    done = command(
+        "predict.py", tmp_path / "scan.zip", "--model", exported, "--out", tmp_path / "out", "--explain",
+        "--dicom-sr", "--threshold", 0.05, check=0,
+    )  # fmt: skip
+    assert "PHANTOMS" in done.stdout
+    assert "cuda" not in done.stderr.lower()
+    rows = pd.concat(map(pd.read_csv, (tmp_path / "out").glob("*/slices.csv"))).set_index("id")
+    assert set(rows.index) == set(table.index)
+    columns = [f"tiny300_{label}" for label in LABELS]
+    np.testing.assert_allclose(rows.loc[table.index, columns], table[list(LABELS)], atol=2e-3)
+    document = json.loads((tmp_path / "out" / "studies.json").read_text())
+    assert {entry["study"] for entry in document["studies"]} == set(table["study"])
+    for entry in document["studies"]:
+        assert "no valid study UID" in entry["dicom"]["reason"]
+        assert all(drawn["overlays"] for drawn in entry["pictures"])
+
+
+@pytest.mark.slow
+def test_export_gives_what_evaluate_saw(trained, exported):
+    folder, common = trained
     metadata = json.loads((folder / "exported" / "metadata.json").read_text())
     assert metadata["labels"] == list(LABELS)
     assert metadata["synthetic"] is True

@@ -96,24 +96,27 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]
         yield file, status.st_size
 
 
-def find_elements(file: BinaryIO, size: int, wanted: Collection[int]) -> Elements:
+def find_elements(
+    file: BinaryIO, size: int, wanted: Collection[int], values: dict[int, bytes] | None = None
+) -> Elements:
     """Walks the file's top-level elements up to the pixel data.
 
     Args:
         file: an open, seekable binary file.
         size: its length in bytes.
         wanted: the tags whose values to keep.
+        values: where to put them, for a caller who wants those found before an error too.
 
     Raises:
         SliceError: not-dicom, truncated, bad-header, unreadable-file.
     """
     try:
-        return _find_elements(file, size, wanted)
+        return _find_elements(file, size, wanted, {} if values is None else values)
     except OSError as error:
         raise _unreadable(error) from None
 
 
-def _find_elements(file: BinaryIO, size: int, wanted: Collection[int]) -> Elements:
+def _find_elements(file: BinaryIO, size: int, wanted: Collection[int], values: dict[int, bytes]) -> Elements:
     if size == 0:
         raise SliceError("truncated", "the file is empty")
     walk = _Walk(file, size)
@@ -137,7 +140,6 @@ def _find_elements(file: BinaryIO, size: int, wanted: Collection[int]) -> Elemen
         walk = _Walk(io.BytesIO(data), len(data))
     walk.guess_encoding(transfer_syntax)
 
-    values: dict[int, bytes] = {}
     fragments: tuple[tuple[int, int], ...] = ()
     encapsulated = False
     while not walk.at_end():

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ich_keras.ct.archive import read_slice, split_path
 from ich_keras.ct.dicom import pseudonym, stored_to_hu
-from ich_keras.datasets.archive import read_slice, split_path
 from ich_keras.datasets.index import Index
 from ich_keras.datasets.shards import SIZES, decode_image, place_columns
 from ich_keras.errors import InputError, SliceError

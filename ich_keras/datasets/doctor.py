@@ -19,11 +19,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from ich_keras.ct.archive import read_slice
 from ich_keras.ct.dicom import pseudonym
 from ich_keras.ct.elements import NATIVE, open_regular
 from ich_keras.ct.pixels import CODECS
 from ich_keras.ct.preprocess import slice_to_image
-from ich_keras.datasets.archive import read_slice
 from ich_keras.datasets.headers import map_in_processes, progress
 from ich_keras.datasets.index import Index, leave_out, load_index
 from ich_keras.datasets.layout import index_folder, shown

@@ -14,10 +14,10 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ich_keras.ct.archive import Member, open_member
 from ich_keras.ct.dicom import SliceHeader, read_header, read_hu
 from ich_keras.ct.elements import open_regular
 from ich_keras.ct.pixels import CODECS
-from ich_keras.datasets.archive import Member, open_member
 from ich_keras.errors import SliceError
 
 SCHEMA = pa.schema(

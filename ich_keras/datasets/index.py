@@ -20,8 +20,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ich_keras.ct import archive as archives
 from ich_keras.ct.elements import open_regular
-from ich_keras.datasets import archive as archives
 from ich_keras.datasets.headers import Problem, read_headers, read_member_headers
 from ich_keras.datasets.layout import (
     PHANTOM_FILE,

@@ -6,8 +6,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from ich_keras.ct import archive as archives
 from ich_keras.ct.dicom import pseudonym
-from ich_keras.datasets import archive as archives
 from ich_keras.errors import InputError
 from ich_keras.files import fingerprint
 

@@ -16,10 +16,14 @@ class Source:
         path: within SCAN, "/"; `archive.zip!member` inside a zip. It may hold a person's name: it is written
             to `slices.csv` alone.
         open: opens the file for reading: (file, size in bytes).
+        size: bytes, -1 where unknown.
+        modified: time of the last change in nanoseconds, of a zip member its archive's; 0 where unknown.
     """
 
     path: str
     open: Callable[[], AbstractContextManager[tuple[BinaryIO, int]]]
+    size: int = -1
+    modified: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +35,14 @@ class SliceResult:
         source: its file.
         z_mm: place along the normal of its series, mm; NaN where unknown.
         probabilities: float32 `[6]` in the order of `LABELS`, under "probability" (the hybrid) and each arm.
+        series: hash of its series, or RSNA's pseudonym.
     """
 
     id: str
     source: Source
     z_mm: float
     probabilities: dict[str, np.ndarray]
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class StudyResult:
         model: the export's metadata.json.
         model_sha256: the sha256 of that file.
         seconds: wall time of reading and prediction.
+        expected: how many slices of head CT the study has, those included that could not be read.
+        note: what else a reader should know of the study, "" for nothing.
     """
 
     id: str
@@ -80,3 +88,5 @@ class StudyResult:
     model: dict[str, Any]
     model_sha256: str
     seconds: float
+    expected: int = 0
+    note: str = ""

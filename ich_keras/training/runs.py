@@ -181,11 +181,11 @@ def check_same_split(runs: Sequence[Run], split_fingerprint: str | None = None) 
 
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
-    """A run's record without the paths of the machine it ran on, to travel with results and models."""
+    """A run's record without the machine it ran on and its paths, to travel with results and models."""
     arguments = {name: value for name, value in record["arguments"].items() if name not in ("data", "runs")}
     if arguments["weights"] not in ("none", "imagenet"):
         arguments["weights"] = f"a file, sha256 {record.get('weights_sha256', 'unknown')}"
-    return {**record, "arguments": arguments}
+    return {name: value for name, value in record.items() if name != "host"} | {"arguments": arguments}
 
 
 def predictions_table(rows: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:

@@ -241,7 +241,7 @@ def test_zip_bombs_take_little_memory(rsna_folder, tmp_path):
         place = opened.getinfo("stage_2_train/bomb.dcm").header_offset + 30 + len("stage_2_train/bomb.dcm")
     program = """
 import resource, sys
-from ich_keras.datasets.archive import inflate, list_members, read_slice
+from ich_keras.ct.archive import inflate, list_members, read_slice
 from ich_keras.datasets.headers import Job, read_job
 from ich_keras.errors import SliceError
 from pathlib import Path

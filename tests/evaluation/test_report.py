@@ -1,8 +1,4 @@
-import html
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -140,55 +136,6 @@ def test_same_input_same_page(page, tmp_path):
         evaluate_predictions(frames, labels, tmp_path / name, resamples=5)
     one, two = ((tmp_path / name / "report.html").read_bytes() for name in ("a", "b"))
     assert one == two
-
-
-PROBE = """<script>
-window.problems = [];
-addEventListener("error", e => problems.push(String(e.message || e.target.src).slice(0, 80)), true);
-console.error = (...words) => problems.push(words.join(" "));
-addEventListener("load", () => {
-  const every = [...document.querySelectorAll("body *")];
-  const wide = every.filter(e => e.getBoundingClientRect().right > innerWidth + 1);
-  const text = [...document.querySelectorAll("td, p, li, figcaption")];
-  const found = {
-    problems, inner: innerWidth, scroll: document.documentElement.scrollWidth,
-    broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length,
-    images: document.images.length,
-    wide: wide.slice(0, 5).map(e => e.tagName + " " + e.className + " " + e.textContent.slice(0, 40)),
-    small: text.filter(e => parseFloat(getComputedStyle(e).fontSize) < 11).length,
-  };
-  const note = parent.document.createElement("pre");
-  note.id = "found";
-  note.textContent = JSON.stringify(found);
-  parent.document.body.append(note);
-});
-</script>"""
-
-
-@pytest.fixture
-def look(tmp_path):
-    """Opens a page in headless Chromium, in a frame of the given width, and measures it."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("no Chromium is installed")
-
-    def measure(text, width):
-        # A frame, since a headless window is never narrower than 500 pixels.
-        inner = html.escape(text.replace("<head>", "<head>" + PROBE, 1), quote=True)
-        outer = f'<!doctype html><body><iframe srcdoc="{inner}" style="border:0" width={width} height=900>'
-        (tmp_path / "outer.html").write_text(outer, encoding="utf-8")
-        command = [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--no-first-run", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--enable-logging=stderr",
-            "--virtual-time-budget=10000", "--dump-dom", (tmp_path / "outer.html").as_uri(),
-        ]  # fmt: skip
-        run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-        note = re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)
-        assert note, run.stderr[-2000:]
-        return {**json.loads(html.unescape(note[1])), "console": run.stderr.count("CONSOLE")}
-
-    return measure
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -83,8 +83,9 @@ def test_what_travels_names_no_path_of_this_machine():
     record = {
         "arguments": {"data": "/home/a/data", "runs": "/home/a/runs", "weights": "/home/a/w.h5", "seed": 3},
         "weights_sha256": "abc",
+        "host": "ward-7",
     }
     public = public_record(record)
-    assert "/home" not in str(public)
+    assert "/home" not in str(public) and "ward-7" not in str(public)
     assert public["arguments"] == {"weights": "a file, sha256 abc", "seed": 3}
     assert record["arguments"]["data"] == "/home/a/data"

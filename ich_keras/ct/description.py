@@ -1,0 +1,74 @@
+"""What a DICOM file says of itself: to whom it belongs and what it shows, whether or not it is a slice."""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from ich_keras.ct import elements
+from ich_keras.ct.dicom import pseudonym
+from ich_keras.errors import SliceError
+
+_TAGS = {
+    "image_type": 0x0008_0008,
+    "sop_class": 0x0008_0016,
+    "instance": 0x0008_0018,
+    "modality": 0x0008_0060,
+    "patient": 0x0010_0020,
+    "body_part": 0x0018_0015,
+    "study": 0x0020_000D,
+    "series": 0x0020_000E,
+    "number": 0x0020_0013,
+}
+_WANTED = frozenset(_TAGS.values())
+_INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What was found; "", empty or None where the file does not say.
+
+    Attributes:
+        patient, study, series, instance: pseudonyms, as `ct.dicom.pseudonym` makes them.
+        modality, sop_class, body_part: as written, body_part (PS3.16 annex L) in capitals.
+        image_type: the values of ImageType (PS3.3 section C.7.6.1.1.2), in capitals.
+        number: InstanceNumber.
+    """
+
+    patient: str = ""
+    study: str = ""
+    series: str = ""
+    instance: str = ""
+    modality: str = ""
+    sop_class: str = ""
+    body_part: str = ""
+    image_type: tuple[str, ...] = ()
+    number: int | None = None
+
+
+def describe(file: BinaryIO, size: int) -> Description:
+    """Reads a file's description; of a damaged file, what stands before the damage.
+
+    Args:
+        file: an open, seekable binary file.
+        size: its length in bytes.
+    """
+    values: dict[int, bytes] = {}
+    with suppress(SliceError):
+        elements.find_elements(file, size, _WANTED, values)
+
+    def text(name: str) -> str:
+        return values.get(_TAGS[name], b"").decode("latin-1").strip(" \0")
+
+    number = text("number")
+    return Description(
+        patient=pseudonym(text("patient")),
+        study=pseudonym(text("study")),
+        series=pseudonym(text("series")),
+        instance=pseudonym(text("instance")),
+        modality=text("modality"),
+        sop_class=text("sop_class"),
+        body_part=text("body_part").upper(),
+        image_type=tuple(part.strip().upper() for part in text("image_type").split("\\") if part.strip()),
+        number=int(number) if _INTEGER.fullmatch(number) else None,
+    )

@@ -1,0 +1,116 @@
+"""predict.py as a user types it, with a model that OpenVINO runs and that says what the slices say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from openvino import opset13 as ops
+
+from ich_keras.files import sha256_of_file
+from ich_keras.labels import LABELS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Nothing that predict.py does with OpenVINO needs these: a server has none of them.
+SERVING = """
+import runpy, sys
+for name in ("tensorflow", "keras", "jax", "torch", "pandas", "sklearn", "pyarrow", "matplotlib"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An export whose probabilities are the HU of a slice's first six pixels in thousandths."""
+    folder = tmp_path_factory.mktemp("exported")
+    hu = ops.parameter([-1, -1, -1], np.float32, name="hu")
+    hu.output(0).set_names({"hu"})
+    row = ops.gather(hu, ops.constant(0), ops.constant(1))
+    six = ops.gather(row, ops.constant(list(range(6))), ops.constant(1))
+    outputs = []
+    for name in ("probability", "tiny300", "tiny299"):
+        result = ops.result(ops.clamp(ops.divide(six, ops.constant(np.float32(1000))), 0.0, 1.0))
+        result.input(0).get_source_output().set_names({name})
+        outputs.append(result)
+    openvino.save_model(openvino.Model(outputs, [hu]), folder / "model.xml", compress_to_fp16=False)
+    metadata = {
+        "labels": list(LABELS),
+        "arms": {"tiny300": {"image_size": 300}, "tiny299": {"image_size": 299}},
+        "outputs": {},
+        "synthetic": True,
+        "files": {path.name: sha256_of_file(path) for path in folder.iterdir()},
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def predict(*words, cwd=REPOSITORY, start=False):
+    command = [sys.executable, "-c", SERVING, "predict.py", *map(str, words)]
+    environment = {**os.environ, "COLUMNS": "80"}
+    if start:
+        return subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_from_files_to_results_without_tensorflow(model, tmp_path, write_slice):
+    for number in range(4):
+        write_slice(tmp_path / "scan" / f"{number}", number, p=0.2 * number, size=32)
+    out = tmp_path / "out"
+    done = predict(tmp_path / "scan", "--model", model, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= max(80, len(f"Written to {out}") + 70)
+    (study,) = json.loads((out / "studies.json").read_text())["studies"]
+    assert study["score"]["max"]["any"] == pytest.approx(0.6, abs=1e-3)
+    assert study["flagged"] == ["any"]
+    assert study["study"] in done.stdout
+    assert (out / "report.html").is_file()
+    again = predict(tmp_path / "scan", "--model", model, "--out", out)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    failed = predict(tmp_path / "scan", "--model", tmp_path, "--out", out, "--overwrite")
+    assert failed.returncode == 2
+    assert "no exported model" in failed.stderr
+    assert (out / "studies.json").is_file()
+    path = write_slice(tmp_path / "scan" / "4", 4, p=0.3)
+    path.write_bytes(path.read_bytes()[:-5])
+    more = predict(tmp_path / "scan", "--model", model, "--out", out, "--overwrite", "--threshold", "0.9")
+    assert more.returncode == 1
+    (study,) = json.loads((out / "studies.json").read_text())["studies"]
+    assert study["flagged"] == []
+    assert study["slices"] == {"read": 4, "expected": 5}
+
+
+def test_sigterm_leaves_whole_studies_and_resume_goes_on(model, tmp_path, write_slice):
+    for study in range(150):
+        write_slice(tmp_path / "scan" / f"{study}", study=study, p=0.9, size=64)
+    out = tmp_path / "out"
+    words = (tmp_path / "scan", "--model", model, "--out", out)
+    process = predict(*words, start=True)
+    end = time.monotonic() + 120
+    while process.poll() is None and not list(out.glob("h*/study.json")):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    assert "go on with --resume" in stderr
+    assert "Traceback" not in stderr
+    listed = {entry["study"] for entry in json.loads((out / "studies.json").read_text())["studies"]}
+    assert 1 <= len(listed) < 150
+    assert {path.name for path in out.iterdir() if path.is_dir()} == listed
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("h*/study.json")}
+    done = predict(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((out / "studies.json").read_text())["studies"]) == 150
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
