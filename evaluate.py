@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ich_keras.command import start
+from ich_keras.command import keras_backend, start
 from ich_keras.errors import InputError, report
 from ich_keras.labels import FOLDS, PROTOCOLS, TEST_SETS
 from ich_keras.training.options import add_arms_argument, add_data_arguments, parse_fold_or_all
@@ -84,6 +84,7 @@ def main(arguments: list[str]) -> None:
         out = options.out
         document = _evaluate_files(options)
     else:
+        keras_backend()
         test_set = options.test_set or "full"
         results = {name: Path("results") / name / "+".join(options.arms) / test_set for name in PROTOCOLS}
         out = options.out or results.pop(options.protocol)

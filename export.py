@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     check_output(options.out, options.overwrite)
     used = runs_to_export(options.runs, options.protocol, options.arms, options.fold)
     import_keras()
-    export_runs(used, options.out, options.format)
+    export_runs(used, options.out, options.format, options.data)
     print(f"Written to {options.out}: {', '.join(sorted(path.name for path in options.out.iterdir()))}")
 
 

@@ -1,36 +1,39 @@
-"""Writes the numbers of the benches into the documents: `python -m bench.readme`.
+"""Writes the benches' numbers into the documents: `python -m bench.readme`.
 
-What lies between `<!-- bench:input -->` and `<!-- /bench:input -->` in README.md is replaced by the tables
-that bench/results/input_pipeline.json gives, and `bench:training` in docs/training.md by those of
-bench/results/training.json, so no number there is typed.
+For each of `BLOCKS`, what lies between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->` in its document is
+replaced by the tables that the results in bench/results give, so no number there is typed.
 """
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench import inference
 from bench.input_pipeline import TARGETS
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "input_pipeline.json"
+RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
-TRAINING_RESULTS = HERE / "results" / "training.json"
-TRAINING_DOCUMENT = HERE.parent / "docs" / "training.md"
+TRAINING = HERE.parent / "docs" / "training.md"
+
+
+def is_busy(machine: dict[str, Any]) -> bool:
+    """Whether other programs took so much of the cores that rates, though not all ratios, are too low."""
+    return machine["load_at_start"] > 0.5 * machine["cores"]
 
 
 def input_tables(result: dict[str, Any]) -> str:
     """The bench's JSON as Markdown."""
     machine = result["machine"]
-    # What other programs took of the cores makes every rate, though not every ratio, smaller.
-    busy = machine["load_at_start"] > 0.5 * machine["cores"]
     lines = [
         f"`bench/input_pipeline.py` on {machine['cores']} cores ({machine['processor']}, Python"
         f" {machine['python']}; slices: {result['data']}), files in the page cache, both sizes of each slice."
         + (
             f" **Busy machine** (load {machine['load_at_start']:.1f} at the start): the rates are too low,"
             " and CPU time is the steadier number."
-            if busy
+            if is_busy(machine)
             else ""
         ),
         "",
@@ -73,13 +76,16 @@ def input_tables(result: dict[str, Any]) -> str:
 def training_tables(result: dict[str, Any]) -> str:
     """The JSON of bench/training.py as Markdown; parts that were not measured are left out."""
     machine = result["machine"]
-    busy = machine["load_at_start"] > 0.5 * machine["cores"]
     on = ", ".join(machine["accelerators"]) or "no GPU"
     lines = [
         f"`bench/training.py` on {machine['cores']} cores ({machine['processor']}, {on}; Python"
         f" {machine['python']}, Keras {machine['keras']}, TensorFlow {machine['tensorflow']}), on"
         f" {result['data']}."
-        + (" **Busy machine**: times are too long; ratios are of turns side by side." if busy else "")
+        + (
+            " **Busy machine**: times are too long; ratios are of turns side by side."
+            if is_busy(machine)
+            else ""
+        )
         + (" **Quick form**: these numbers mean nothing." if result["quick"] else "")
         + " Never measured: GPU, TPU, several hosts." * (not machine["accelerators"]),
         "",
@@ -123,27 +129,86 @@ def training_tables(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def updated(text: str, mark: str, tables: str) -> str:
-    """A document's text with the tables between its marks. Raises ValueError where the marks are missing."""
-    block = re.compile(rf"(?<=<!-- bench:{mark} -->\n).*?(?=<!-- /bench:{mark} -->)", re.DOTALL)
-    if len(block.findall(text)) != 1:
-        raise ValueError(f"expected <!-- bench:{mark} --> and <!-- /bench:{mark} --> once")
-    return block.sub(lambda _: tables, text)
+def inference_tables(result: dict[str, Any]) -> str:
+    """The JSON of bench/inference.py as Markdown."""
+    machine, engines = result["machine"], result["engines"]
+    gflop, peaks = result["gflop_per_slice"], result["matrix_gflops"]
+    arms = " and ".join(result["arms"])
+    lines = [
+        f"`bench/inference.py` on {machine['cores']} cores ({machine['processor']},"
+        f" Python {machine['python']}; {arms}; slices: {result['data']}). A slice takes"
+        f" {sum(gflop.values()):.1f} GFLOP"
+        f" ({', '.join(f'{value:.1f}' for value in gflop.values())}); the best matrix product is"
+        f" {max(peaks.values()):.0f} GFLOP/s"
+        f" ({', '.join(f'{name} {value:.0f}' for name, value in peaks.items())})."
+        + (" **Busy machine**: the rates are too low." if is_busy(machine) else ""),
+        "",
+        "| hybrid from HU | batch | slices/s | against Keras | must be | of the arithmetic floor"
+        " | logits off |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in engines.items():
+        for batch, one in row["batches"].items():
+            target = inference.TARGETS.get((name, int(batch)))
+            share = result["share_of_floor"].get(name, {}).get(batch)
+            cells = [
+                name,
+                batch,
+                f"{one['slices_per_second']:.2f}",
+                f"{one['ratio']:.2f}",
+                f">= {target}" if target else "",
+                f"{share:.2f}" if share else "",
+                f"{row['logits_off']:.0e}" if share else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    cold, study, memory = result["cold_start_seconds"], result["study"], result["memory_mb"]
+    others = ", ".join(
+        f"{name} {seconds:.1f}" for name, seconds in cold.items() if name != inference.BASELINE
+    )
+    lines += [
+        "",
+        "| what | measured | must be |",
+        "| --- | ---: | ---: |",
+        f"| openvino at its best batch, of the floor | {result['fastest_share_of_floor']:.2f}"
+        f" | >= {inference.FLOOR_TARGET} |",
+        f"| {study['slices']} slices, files to studies.json, process warm: seconds"
+        f" | {study['seconds']:.1f} | |",
+        f"| the same: share spent outside the networks | {study['share_outside_networks']:.1%} | < 5% |",
+        f"| process start to first result, seconds: {others} | of Keras {cold[inference.BASELINE]:.1f}"
+        " | under half |",
+        f"| resident MB over the studies | {min(memory):,} to {max(memory):,} | flat |",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-BLOCKS = (
-    (README, "input", RESULTS, input_tables),
-    (TRAINING_DOCUMENT, "training", TRAINING_RESULTS, training_tables),
-)
-"""Each document, its mark, the results, and the tables that these make."""
+BLOCKS: dict[str, tuple[Path, str, Callable[[dict[str, Any]], str]]] = {
+    "input": (README, "input_pipeline.json", input_tables),
+    "inference": (README, "inference.json", inference_tables),
+    "training": (TRAINING, "training.json", training_tables),
+}
+"""For each block its document, its file in bench/results, and what makes its tables."""
+
+
+def read_result(block: str) -> dict[str, Any] | None:
+    """The committed result of a block; None where it was not measured yet."""
+    path = RESULTS / BLOCKS[block][1]
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def updated(text: str, block: str, result: dict[str, Any]) -> str:
+    """A document's text with the tables of these results. Raises ValueError where the marks are missing."""
+    marks = f"<!-- bench:{block} -->", f"<!-- /bench:{block} -->"
+    pattern = re.compile(rf"(?<={marks[0]}\n).*?(?={marks[1]})", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"expected {marks[0]} and {marks[1]} once")
+    return pattern.sub(lambda _: BLOCKS[block][2](result), text)
 
 
 def main() -> None:
-    for document, mark, results, tables in BLOCKS:
-        if results.exists():
-            text = document.read_text(encoding="utf-8")
-            found = json.loads(results.read_text(encoding="utf-8"))
-            document.write_text(updated(text, mark, tables(found)), encoding="utf-8")
+    for name, (document, _, _) in BLOCKS.items():
+        if (found := read_result(name)) is not None:
+            text = updated(document.read_text(encoding="utf-8"), name, found)
+            document.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -163,9 +163,10 @@ def test_predict_gives_what_evaluate_saw(trained, exported, tmp_path):
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
         for name in table.index:
             archive.write(common[1] / "stage_2_train" / f"{name}.dcm", f"stage_2_train/{name}.dcm")
+    (tmp_path / "thresholds.json").write_text(json.dumps(dict.fromkeys(LABELS, 1.0) | {"any": 0.01}))
     done = command(
         "predict.py", tmp_path / "scan.zip", "--model", exported, "--out", tmp_path / "out", "--explain",
-        "--dicom-sr", "--threshold", 0.05, check=0,
+        "--dicom-sr", "--threshold", tmp_path / "thresholds.json", check=0,
     )  # fmt: skip
     assert "PHANTOMS" in done.stdout
     assert "cuda" not in done.stderr.lower()
@@ -187,6 +188,20 @@ def test_export_gives_what_evaluate_saw(trained, exported):
     assert metadata["labels"] == list(LABELS)
     assert metadata["synthetic"] is True
     assert [run["arch"] for run in metadata["runs"]] == ["tiny300", "tiny299"]
+    points = metadata["thresholds"]
+    assert list(points) == ["paper", "youden", "sensitivity_95"]
+    assert set(points["paper"]["values"].values()) == {0.5}
+    assert points["youden"]["source"].startswith("the highest sensitivity + specificity on ")
+    validation = [
+        pd.read_csv(folder / "runs/patient" / arch / "fold-1/predictions-validation.csv").set_index("id")
+        for arch in ("tiny300", "tiny299")
+    ]
+    score = (validation[0]["any"] + validation[1]["any"]) / 2
+    truth = pd.read_csv(common[1] / "stage_2_train.csv").set_index("ID")["Label"]
+    positive = truth.loc[[f"{name}_any" for name in score.index]].to_numpy() == 1
+    threshold = points["sensitivity_95"]["values"]["any"]
+    assert (score[positive] >= threshold).mean() >= 0.95
+    assert (score[positive] > threshold + 1e-9).mean() < 0.95
     done = command("export.py", "--fold", 1, *common, *SMALL, "--out", folder / "exported", check=2)
     assert "--overwrite" in done.stderr
     serve = """
@@ -248,3 +263,12 @@ def test_all_folds_go_on_where_they_stopped(phantom_data, tmp_path):
     assert Run(tmp_path, "paper", "tiny299", 9).read()["state"] == "complete"
     assert done.stderr.count("is complete; going on") == 9
     assert "0.5000" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_a_backend_that_is_not_ours_is_refused_by_name(script):
+    words = ["--arch", "tiny300", "--fold", "0"] if script == "train.py" else []
+    code = "import os; os.environ['KERAS_BACKEND'] = 'torch'\n" + UNLOADED
+    done = command("-c", code, script, *words, check=2)
+    assert "the backend torch" in done.stderr
+    assert "loaded []" in done.stdout

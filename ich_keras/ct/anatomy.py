@@ -41,12 +41,15 @@ class Head:
     plexus: tuple[float, float]
     falx_hu: float
     falx_plaque: float  # z of an ossified plaque, nan for none
+    vein_hu: float
     basal_calcium_hu: float
     craniotomy: tuple[float, float, float, float] | None  # centre and radius
     burr_hole: bool  # the craniotomy is one round hole
     drain: int  # side of a ventricular catheter, 0 for none
     swelling: tuple[float, float, float, float] | None  # direction and thickness of scalp swelling
-    infarct: tuple[float, float, float, float] | None  # centre and radius of an old infarct
+    infarct: tuple[float, float, float, float] | None  # centre and radius of an infarct
+    infarct_hu: float
+    fold: float  # distance of neighbouring sulci, as a share of the usual one
     folds: Array  # [n, n, n] unit noise, whose zero sheets are the sulci
     clumps: Array  # [n, n, n] unit noise for air cells, muscle and unevenness
     bends: Array  # [3, n, n, n] smooth displacement, mm
@@ -74,8 +77,8 @@ def _direction(rng: np.random.Generator, low: float, high: float) -> tuple[float
 def random_head(rng: np.random.Generator) -> Head:
     """Draws a patient's anatomy."""
     atrophy = float(np.clip(rng.beta(1.5, 1.2), 0.02, 0.98))
-    size = rng.normal(1, 0.03)
-    width, front, top = size * rng.normal(68, 2.0), size * rng.normal(86, 2.5), size * rng.normal(76, 2.5)
+    size = rng.normal(1, 0.035)
+    width, front, top = size * rng.normal(68, 2.6), size * rng.normal(86, 2.8), size * rng.normal(76, 2.5)
     hydrocephalus = rng.uniform(0.4, 1.1) if rng.random() < 0.06 else 0.0
     hole = np.array(_direction(rng, 5, 50)) * (width, front, top)
     old = np.array(_direction(rng, -5, 40)) * 52
@@ -85,30 +88,33 @@ def random_head(rng: np.random.Generator) -> Head:
         front=front,
         back=size * rng.normal(87, 2.5),
         top=top,
-        bone=float(np.clip(rng.normal(5.2, 0.9), 3.6, 8)),
+        bone=float(np.clip(rng.lognormal(1.6, 0.22), 3.2, 9)),
         cortex_hu=rng.uniform(1100, 1800),
         diploe_hu=rng.uniform(450, 800),
         scalp=float(np.clip(rng.normal(4.6, 1.2), 2.8, 9)),
         atrophy=atrophy,
         ventricle=rng.uniform(0.72, 1.05) + 0.65 * atrophy**1.5 + hydrocephalus,
         contrast=rng.uniform(0.75, 1.25),
-        brain_hu=rng.normal(-0.5, 1.5),
+        brain_hu=rng.normal(0.5, 2.2),
         sphenoid_air=rng.uniform(0.6, 1.15),
         frontal_air=rng.uniform(0.2, 1.15),
         mastoid_air=rng.uniform(0.4, 1.1),
-        pineal=rng.uniform(1.2, 3.0) if rng.random() < 0.6 else 0.0,
+        pineal=rng.uniform(1.2, 3.4) if rng.random() < 0.7 else 0.0,
         plexus=(
-            rng.uniform(1.4, 3.2) if rng.random() < 0.6 else 0.0,
-            rng.uniform(1.4, 3.2) if rng.random() < 0.6 else 0.0,
+            rng.uniform(1.4, 4.0) if rng.random() < 0.65 else 0.0,
+            rng.uniform(1.4, 4.0) if rng.random() < 0.65 else 0.0,
         ),
         falx_hu=rng.uniform(46, 74),
         falx_plaque=rng.uniform(25, 60) if rng.random() < 0.15 else float("nan"),
+        vein_hu=rng.uniform(44, 68),
         basal_calcium_hu=rng.uniform(20, 110) if rng.random() < 0.12 * (0.5 + atrophy) else 0.0,
         craniotomy=(*hole.tolist(), rng.uniform(18, 38)) if rng.random() < 0.10 else None,
         burr_hole=bool(rng.random() < 0.4),
         drain=int(rng.choice([-1, 1])) if rng.random() < 0.04 else 0,
         swelling=(*_direction(rng, -5, 55), rng.uniform(4, 12)) if rng.random() < 0.22 else None,
-        infarct=(*old.tolist(), rng.uniform(12, 26)) if rng.random() < 0.08 + 0.1 * atrophy else None,
+        infarct=(*old.tolist(), rng.uniform(12, 36)) if rng.random() < 0.08 + 0.1 * atrophy else None,
+        infarct_hu=rng.uniform(10, 24),
+        fold=rng.uniform(0.8, 1.3),
         folds=_unit_noise(rng, 64, 1.05, 2.4),
         clumps=_unit_noise(rng, 32, 0.7, 2.0),
         bends=(gaussian_filter(bends, (0, 0.8, 0.8, 0.8), mode="wrap") * 7.0).astype(np.float32),
@@ -144,6 +150,13 @@ def _floor(x: Array, y: Array, z: Array) -> Array:
     floor = np.where(ahead, floor, np.maximum(floor, -18 - 4.5 * np.maximum(wing - 2.0, 0)))
     floor = np.maximum(floor, -23 - 2.6 * np.maximum(ridge - 1.0, 0))
     return floor.astype(np.float32)
+
+
+def tentorium_height(x: Array, y: Array) -> Array:
+    """z of the tentorium: a tent that rises to the middle and falls to the transverse sinuses."""
+    return -22 + 24 * np.clip(1 - np.abs(x) / 50, 0, 1) * np.clip((y - 8) / 18, 0, 1) * np.clip(
+        (92 - y) / 50, 0, 1
+    )
 
 
 def spinal_canal(x: Array, y: Array, z: Array) -> Array:

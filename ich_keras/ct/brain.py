@@ -5,12 +5,19 @@ from functools import partial
 
 import numpy as np
 
-from ich_keras.ct.anatomy import AIR, Head, inside_distance, paint_soft_tissue, skin_distance
+from ich_keras.ct.anatomy import (
+    AIR,
+    Head,
+    inside_distance,
+    paint_soft_tissue,
+    skin_distance,
+    tentorium_height,
+)
 from ich_keras.ct.geometry import Array, Grid, cover, ellipsoid, mix, polyline, sample, tube
 from ich_keras.ct.lesions import Lesion, Surroundings, lesion_share
 from ich_keras.ct.skull import paint_bone, paint_orbits_and_air
 
-CSF, WHITE, GREY, DURA = 7.0, 27.0, 36.5, 52.0
+CSF, WHITE, GREY = 7.0, 27.0, 36.5
 FOLD_MM = 3.0
 MASS_HU = 11.0  # by which oedema lowers white matter
 
@@ -110,7 +117,7 @@ def _cortex(head: Head, grid: Grid, bent: Grid, inside: Array, mottle: Array) ->
         (bent.x + np.where(x > 0, np.float32(47), np.float32(0))) * pull,
         bent.y * pull,
         bent.z * pull,
-        FOLD_MM,
+        FOLD_MM * head.fold,
     )
     gap = 0.7 + 3.0 * a * np.clip(0.75 - y / 110, 0.25, 1.4) * np.clip((z + 30) / 70, 0.2, 1)
     depth = -inside - gap
@@ -122,7 +129,7 @@ def _cortex(head: Head, grid: Grid, bent: Grid, inside: Array, mottle: Array) ->
         if grid.low < 12
         else None
     )
-    sheet = np.abs(folds) * 4.6
+    sheet = np.abs(folds) * np.float32(4.6 * head.fold)
     reach = np.clip(1.2 - depth * (1 / 17), 0, 1)
     width = (0.45 + 1.3 * a + 0.4 * mottle * (0.3 + a)) * reach * np.clip((z + 45) / 75, 0.35, 1)
     if hindbrain is not None:
@@ -139,7 +146,7 @@ def _cortex(head: Head, grid: Grid, bent: Grid, inside: Array, mottle: Array) ->
         ((41, -6, 2), (2.5, 20, 12)),  # insula
     )
     for centre, radii in deep:
-        bent.paint_ellipsoid(hu, grey, centre, radii, blur=2.5, strength=0.9, mirrored=True)
+        bent.paint_ellipsoid(hu, grey, centre, radii, blur=4.0, strength=0.7, mirrored=True)
     if hindbrain is not None:
         folia = np.sin(np.sqrt(x * x + (y - 12) ** 2) * 1.15 + 1.2 * folds + 2.5 * mottle) > 0.7
         core = cover(ellipsoid(np.abs(x), y, z, (16, 36, -38), (14, 10, 9)), 8.0)
@@ -153,18 +160,11 @@ def _cortex(head: Head, grid: Grid, bent: Grid, inside: Array, mottle: Array) ->
     if head.infarct is not None:
         cx, cy, cz, radius = head.infarct
         scar = np.sqrt((bent.x - cx) ** 2 + (bent.y - cy) ** 2 + (bent.z - cz) ** 2) - radius + 3.5 * mottle
-        mix(hu, 15.0, cover(scar, 5.0) * 0.9)
+        mix(hu, head.infarct_hu, cover(scar, 5.0) * 0.9)
     hu += 0.8 * mottle
     surface = cover(depth, 1.5)
     blood = np.maximum(cover(sheet - width - 1.1, 1.5) * (reach > 0.15), cover(depth - 0.6, 1.5))
     return hu.astype(np.float32), np.maximum(sulci, surface), blood.astype(np.float32)
-
-
-def tentorium_height(x: Array, y: Array) -> Array:
-    """z of the tentorium: a tent that rises to the middle and falls to the transverse sinuses."""
-    return -22 + 24 * np.clip(1 - np.abs(x) / 50, 0, 1) * np.clip((y - 8) / 18, 0, 1) * np.clip(
-        (92 - y) / 50, 0, 1
-    )
 
 
 def _fill_ventricles(head: Head, grid: Grid, shares: Array) -> None:
@@ -315,23 +315,27 @@ def _paint_dura_and_vessels(head: Head, hu: Array, grid: Grid, bent: Grid, insid
         sinus = np.maximum(
             np.maximum(corner, -inside[window] - 5), np.minimum(np.where(y > 0, -8 - z, 36 - z), 90)
         )
-        mix(hu[window], DURA, cover(sinus, 2.0))
+        mix(hu[window], head.vein_hu, cover(sinus, 2.0))
     if grid.low > 14:
         return
     x, y, z = grid.x, grid.y, grid.z
     tent = np.maximum(np.abs(z - tentorium_height(x, y)) * 0.7 - 0.3, 2 + 0.42 * np.abs(x) - y)
-    mix(hu, DURA - 4, cover(tent, 2.2) * 0.55)
+    mix(hu, head.falx_hu - 6, cover(tent, 2.2) * 0.55)
     transverse = np.maximum(np.sqrt((inside + 2.5) ** 2 + (z + 22) ** 2) - 3.6, 26 - y)
-    mix(hu, DURA, cover(transverse, 2.0) * 0.8)
+    mix(hu, head.vein_hu, cover(transverse, 2.0) * 0.8)
     bent.paint(
         hu,
-        46.0,
+        head.vein_hu - 6,
         ((-4, 4), (-8, 4), (-46, -16)),
         lambda x, y, z: tube(x, y, z, [(0, 0, -45, 1.2), (0, -3, -18, 1.5)]),
     )
     arteries = [(5, -17, -19, 1.1), (22, -23, -17, 1.1), (36, -21, -13, 0.8)]
     bent.paint(
-        hu, 45.0, ((2, 40), (-28, -12), (-24, -10)), lambda x, y, z: tube(x, y, z, arteries), mirrored=True
+        hu,
+        head.vein_hu - 7,
+        ((2, 40), (-28, -12), (-24, -10)),
+        lambda x, y, z: tube(x, y, z, arteries),
+        mirrored=True,
     )
 
 

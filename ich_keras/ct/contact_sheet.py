@@ -40,7 +40,7 @@ def _window(hu: NDArray[np.float32], level: float, width: float) -> NDArray[np.u
 
 def _slice_at(head: Head, lesions: list[Lesion], scan: Scan, z: float, best: str = "") -> NDArray[np.float32]:
     """The slice at height z, or near it the one that shows most of the lesion of subtype `best`."""
-    index = round((z - scan.first) / scan.thickness)
+    index = round((z - scan.first) / scan.spacing)
     if best:
         areas = []
         for k in range(scan.slices):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ich_keras.ct.anatomy import tentorium_height
 from ich_keras.ct.geometry import Array, Grid, cover
 
 
@@ -20,6 +21,7 @@ class Lesion:
     rim: float = 0.0  # width of the oedema around it
     level: float = -1e3  # y in front of which fluid has separated from the blood (from the centre for a clot)
     mass: float = 0.0  # midline shift it causes
+    ragged: float = 0.16  # unevenness of a clot's edge, as a share of its radius
 
     def push(self, x: Array, y: Array, z: Array) -> Array:
         """Displacement along x that the lesion's mass causes, mm, float32 like x."""
@@ -76,7 +78,7 @@ def _clot(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
     dx, dy, dz = at.grid.x - cx, at.grid.y - cy, at.grid.z - cz
     q = np.sqrt((dx / rx) ** 2 + (dy / ry) ** 2 + (dz / rz) ** 2)
     small = min(rx, ry, rz)
-    distance = (q - 1) * small + np.clip(0.16 * small, 0.3, 2.6) * at.mottle
+    distance = (q - 1) * small + np.clip(lesion.ragged * small, 0.3, 4.5) * at.mottle
     share = cover(distance - grow, blur)
     return share if grow else share * cover(lesion.level - dy, 2.0)
 
@@ -95,10 +97,18 @@ def _in_ventricles(lesion: Lesion, at: Surroundings, grow: float, blur: float) -
     return at.ventricles * np.clip((1.3 - q) * 3, 0, 1) * cover(lesion.level - at.grid.y, 2.0)
 
 
+def _along_tentorium(lesion: Lesion, at: Surroundings, grow: float, blur: float) -> Array:
+    x, y, thick = at.grid.x, at.grid.y, lesion.size[0]
+    layer = np.abs(at.grid.z - tentorium_height(x, y) - thick / 2) - thick / 2
+    edge = np.maximum(2 + 0.42 * np.abs(x) - y, 1 - x * np.sign(lesion.centre[0]))
+    return cover(np.maximum(0.8 * layer, edge) - grow, blur)
+
+
 _FORMS = {
     "lens": _lens,
     "crescent": _crescent,
     "falx": _along_falx,
+    "tentorium": _along_tentorium,
     "clot": _clot,
     "cisterns": _in_cisterns,
     "ventricles": _in_ventricles,
@@ -130,15 +140,25 @@ def _on_vault(
     return float(side * 68 * np.cos(azimuth) * ring), float(86 * np.sin(azimuth) * ring), float(z)
 
 
+def _attenuation(rng: np.random.Generator) -> float:
+    """HU of blood: most is fresh and plain, some is faint."""
+    return rng.uniform(60, 78) if rng.random() < 0.8 else rng.uniform(52, 62)
+
+
+def _thickness(rng: np.random.Generator, least: float, most: float) -> float:
+    """mm of a layer: one in five is thinner than `least`."""
+    return rng.uniform(least, most) if rng.random() < 0.8 else rng.uniform(0.6 * least, least)
+
+
 def _epidural(rng: np.random.Generator) -> list[Lesion]:
-    depth = rng.uniform(7, 18)
+    depth = _thickness(rng, 7, 18)
     return [
         Lesion(
             "epidural",
             "lens",
             _on_vault(rng, -15, 40, spread=42),
-            (rng.uniform(30, 50), depth, 0),
-            rng.uniform(60, 76),
+            (rng.uniform(24, 48), depth, 0),
+            _attenuation(rng),
             rng.uniform(2, 6),
             mass=depth * rng.uniform(0.1, 0.4),
         )
@@ -147,10 +167,10 @@ def _epidural(rng: np.random.Generator) -> list[Lesion]:
 
 def _subdural(rng: np.random.Generator) -> list[Lesion]:
     side = rng.choice([-1.0, 1.0])
-    hu, mottle = rng.uniform(58, 74), rng.uniform(2, 5)
+    hu, mottle = _attenuation(rng), rng.uniform(2, 6)
     found = []
     if rng.random() < 0.85:
-        thick = rng.uniform(5, 13)
+        thick = _thickness(rng, 5, 13)
         found.append(
             Lesion(
                 "subdural",
@@ -162,7 +182,11 @@ def _subdural(rng: np.random.Generator) -> list[Lesion]:
                 mass=thick * rng.uniform(0.2, 0.6),
             )
         )
-    if not found or rng.random() < 0.25:
+    if rng.random() < 0.12:
+        found.append(
+            Lesion("subdural", "tentorium", (side, 45, -10), (_thickness(rng, 4, 7), 0, 24), hu, mottle)
+        )
+    if not found or rng.random() < 0.2:
         found.append(
             Lesion(
                 "subdural",
@@ -177,21 +201,21 @@ def _subdural(rng: np.random.Generator) -> list[Lesion]:
 
 
 def _subarachnoid(rng: np.random.Generator) -> list[Lesion]:
-    hu = rng.uniform(58, 75)
-    if rng.random() < 0.45:
+    hu = _attenuation(rng)
+    if rng.random() < 0.4:
         spread = rng.uniform(0.7, 1.4)
         return [
             Lesion("subarachnoid", "cisterns", (0, -8, -14), (42 * spread, 36 * spread, 17 * spread), hu, 2.0)
         ]
-    cx, cy, cz = _on_vault(rng, -5, 55)
+    cx, cy, cz = _on_vault(rng, -5, 66, spread=70)
     return [
         Lesion(
             "subarachnoid",
             "cisterns",
             (cx * 0.85, cy * 0.85, cz),
-            (rng.uniform(16, 34), rng.uniform(18, 40), rng.uniform(12, 24)),
+            (rng.uniform(18, 38), rng.uniform(18, 44), rng.uniform(12, 28)),
             hu,
-            2.0,
+            3.0,
         )
     ]
 
@@ -200,42 +224,69 @@ _DEEP_SITES = ((24.0, -6.0, 4.0), (11.0, 6.0, 6.0), (22.0, 38.0, -38.0), (2.0, 1
 
 
 def _intraparenchymal(rng: np.random.Generator) -> list[Lesion]:
+    if rng.random() < 0.25:
+        return _contusions(rng)
     side = rng.choice([-1.0, 1.0])
-    hu = rng.uniform(58, 78)
-    lobar = rng.random() < 0.6
-    size = float(np.clip(rng.lognormal(2.75, 0.42), 6, 30))
+    lobar = rng.random() < 0.55
+    size = float(np.clip(rng.lognormal(2.75, 0.45), 5, 32))
     if lobar:
         cx, cy, cz = (v * rng.uniform(0.55, 0.8) for v in _on_vault(rng, -15, 50))
     else:
         site = _DEEP_SITES[rng.choice(4, p=[0.45, 0.25, 0.2, 0.1])]
-        size = min(size, 16.0)
+        size = min(size, 18.0)
         cx, cy, cz = side * site[0], site[1], site[2]
-    rx, ry, rz = (size * rng.uniform(0.75, 1.3) for _ in range(3))
+    rx, ry, rz = (size * rng.uniform(0.7, 1.35) for _ in range(3))
     found = [
         Lesion(
             "intraparenchymal",
             "clot",
             (cx, cy, cz),
             (rx, ry, rz),
-            hu,
-            rng.uniform(2, 6),
-            rim=rng.uniform(2, 9) if rng.random() < 0.8 else 0.0,
+            _attenuation(rng),
+            rng.uniform(2, 8),
+            rim=float(np.clip(rng.lognormal(1.6, 0.6), 1.5, 22)) if rng.random() < 0.85 else 0.0,
             level=rng.uniform(-0.5, 0.2) * ry if size > 12 and rng.random() < 0.15 else -1e3,
-            mass=size * rng.uniform(0, 0.35) if size > 12 else 0.0,
+            mass=size * rng.uniform(0, 0.45) if size > 10 else 0.0,
+            ragged=rng.uniform(0.1, 0.3),
         )
     ]
     if lobar and rng.random() < 0.3:
-        for _ in range(int(rng.integers(1, 4))):
-            near = (cx + rng.normal(0, 13), cy + rng.normal(0, 13), cz + rng.normal(0, 13))
-            small = (rng.uniform(3, 7), rng.uniform(3, 7), rng.uniform(3, 7))
-            found.append(
-                replace(found[0], centre=near, size=small, level=-1e3, mass=0.0, rim=rng.uniform(1, 4))
-            )
+        found += [_satellite(rng, found[0], 13.0) for _ in range(int(rng.integers(1, 4)))]
     return found
 
 
+def _satellite(rng: np.random.Generator, clot: Lesion, away: float) -> Lesion:
+    """A small clot near another, `away` being the standard deviation of its distance along each axis."""
+    cx, cy, cz = clot.centre
+    near = (cx + rng.normal(0, away), cy + rng.normal(0, away), cz + rng.normal(0, away))
+    small = (rng.uniform(3, 7), rng.uniform(3, 7), rng.uniform(3, 7))
+    return replace(clot, centre=near, size=small, level=-1e3, mass=0.0, rim=rng.uniform(1, 4))
+
+
+_CONTUSED = ((22.0, -66.0, -8.0), (46.0, -18.0, -14.0), (56.0, 8.0, -2.0))
+"""Where the brain strikes the skull: the frontal and the temporal lobes near its base."""
+
+
+def _contusions(rng: np.random.Generator) -> list[Lesion]:
+    side = rng.choice([-1.0, 1.0])
+    x, y, z = _CONTUSED[rng.integers(3)]
+    size = rng.uniform(5, 15)
+    first = Lesion(
+        "intraparenchymal",
+        "clot",
+        (side * (x + rng.normal(0, 4)), y + rng.normal(0, 6), z + rng.normal(0, 6)),
+        (size, size * rng.uniform(0.8, 1.5), size * rng.uniform(0.8, 1.3)),
+        _attenuation(rng),
+        rng.uniform(3, 8),
+        rim=rng.uniform(2, 10),
+        mass=size * rng.uniform(0, 0.3),
+        ragged=rng.uniform(0.25, 0.5),
+    )
+    return [first] + [_satellite(rng, first, 9.0) for _ in range(int(rng.integers(0, 4)))]
+
+
 def _intraventricular(rng: np.random.Generator) -> list[Lesion]:
-    hu = rng.uniform(58, 75)
+    hu = _attenuation(rng)
     kind = rng.random()
     if kind < 0.55:  # layering in the occipital horns of a patient who lies on the back
         return [

@@ -32,7 +32,7 @@ from ich_keras.errors import InputError, report
 from ich_keras.files import whole_folder, write_json
 from ich_keras.labels import LABELS, SUBTYPES
 
-VERSION = 1
+VERSION = 2
 MARKER = "phantom.json"
 VISIBLE_MM2 = 30.0
 """A slice is positive for a subtype when this much of it is at least half filled by the lesion."""
@@ -72,10 +72,26 @@ def make_study(rng: np.random.Generator, subtype: str | None = None, *, thicknes
 
 
 def _patient(rng: np.random.Generator, subtype: str | None) -> tuple[Head, list[Lesion]]:
-    head = random_head(rng)
+    head, lesions = random_head(rng), random_lesions(rng, subtype)
     if subtype == "intraventricular":  # blood there widens the ventricles
         head = replace(head, ventricle=max(head.ventricle, 1.3))
-    return head, random_lesions(rng, subtype)
+    return _after_care(rng, head, lesions), lesions
+
+
+def _after_care(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> Head:
+    """A blow that made a lesion swells the scalp over it; some lesions have been operated on."""
+    for lesion in lesions[:1]:
+        centre = np.array(lesion.centre) + rng.normal(0, 15, 3)
+        out = centre / np.linalg.norm(centre)
+        if lesion.form in ("lens", "crescent") or lesion.ragged > 0.24:
+            if rng.random() < 0.35:
+                head = replace(head, swelling=(*out.tolist(), rng.uniform(4, 12)))
+            if rng.random() < 0.12 and out[2] > 0:
+                hole = out * (head.width, head.front, head.top)
+                head = replace(head, craniotomy=(*hole.tolist(), rng.uniform(16, 34)))
+        elif rng.random() < 0.2:
+            head = replace(head, drain=int(rng.choice([-1, 1])))
+    return head
 
 
 def _image(head: Head, lesions: list[Lesion], scan: Scan) -> Study:
@@ -94,7 +110,9 @@ def _image(head: Head, lesions: list[Lesion], scan: Scan) -> Study:
     return Study(hu, labels, lesion, scan)
 
 
-def _patient_studies(seed: int, patient: int, thickness: float) -> list[tuple[Study, Encoding]]:
+def _patient_studies(
+    seed: int, patient: int, thickness: float, spacing: float
+) -> list[tuple[Study, Encoding]]:
     rng = np.random.default_rng((seed, 0, patient))
     head, lesions = _patient(rng, _lead_subtype(seed, patient))
     encoding = random_encoding(rng)
@@ -102,7 +120,7 @@ def _patient_studies(seed: int, patient: int, thickness: float) -> list[tuple[St
     for follow_up in range(2 if rng.random() < 0.12 else 1):
         if follow_up:  # days later: the clot is smaller and less dense
             lesions = [replace(one, hu=max(one.hu - 6, 52.0)) for one in lesions]
-        studies.append((_image(head, lesions, random_scan(rng, thickness)), encoding))
+        studies.append((_image(head, lesions, random_scan(rng, thickness, spacing)), encoding))
     return studies
 
 
@@ -110,10 +128,10 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _write_patient(task: tuple[Path, int, int, str, float]) -> list[tuple[str, NDArray[np.uint8]]]:
-    out, seed, patient, headers, thickness = task
+def _write_patient(task: tuple[Path, int, int, str, float, float]) -> list[tuple[str, NDArray[np.uint8]]]:
+    out, seed, patient, headers, thickness, spacing = task
     rows = []
-    for number, (study, encoding) in enumerate(_patient_studies(seed, patient, thickness)):
+    for number, (study, encoding) in enumerate(_patient_studies(seed, patient, thickness, spacing)):
         rows += write_study(
             out, study.hu, study.labels, study.scan, encoding, headers, (seed, patient, number)
         )
@@ -135,6 +153,7 @@ def write_phantoms(
     *,
     headers: str = "rsna",
     thickness: float = 5.0,
+    spacing: float | None = None,
     progress: bool = False,
 ) -> bool:
     """Writes a set of phantom patients.
@@ -146,7 +165,9 @@ def write_phantoms(
         workers: processes; all processors by default.
         headers: "rsna" writes `stage_2_train/ID_*.dcm` and `stage_2_train.csv` with RSNA's 22 elements;
             "hospital" writes `<patient>/<series>/*.dcm` with valid UIDs and a `labels.csv`.
-        thickness: slice thickness and spacing, mm.
+        thickness: slice thickness, mm.
+        spacing: distance of neighbouring slices, mm; the thickness by default. A larger one gives fewer
+            slices a patient, so more patients in the same time.
         progress: show a progress bar.
 
     Returns:
@@ -160,8 +181,10 @@ def write_phantoms(
         raise InputError("bad-argument", f"patients must be 1 or more, received {patients}")
     if headers not in HEADERS:
         raise InputError("bad-argument", f"headers must be one of {', '.join(HEADERS)}, received {headers!r}")
-    if thickness <= 0:
-        raise InputError("bad-argument", f"thickness must be above 0 mm, received {thickness}")
+    spacing = thickness if spacing is None else spacing
+    for name, value in (("thickness", thickness), ("spacing", spacing)):
+        if value <= 0:
+            raise InputError("bad-argument", f"{name} must be above 0 mm, received {value}")
     marker = {
         "synthetic": True,
         "generator": "ich_keras.ct.phantom",
@@ -170,6 +193,7 @@ def write_phantoms(
         "patients": patients,
         "headers": headers,
         "thickness": thickness,
+        "spacing": spacing,
     }
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if _same_phantoms(out, marker):
@@ -190,7 +214,10 @@ def write_phantoms(
 
 def _fill(folder: Path, marker: dict[str, Any], workers: int, progress: bool) -> None:
     patients, headers = marker["patients"], marker["headers"]
-    tasks = [(folder, marker["seed"], patient, headers, marker["thickness"]) for patient in range(patients)]
+    tasks = [
+        (folder, marker["seed"], patient, headers, marker["thickness"], marker["spacing"])
+        for patient in range(patients)
+    ]
     rows = []
     with ExitStack() as stack:
         bar = stack.enter_context(Progress(disable=not progress))
@@ -226,6 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="processes (default: all processors)")
     parser.add_argument("--headers", choices=HEADERS, default="rsna")
     parser.add_argument("--thickness", type=float, default=5.0, help="slice thickness in mm (default: 5)")
+    parser.add_argument("--spacing", type=float, help="distance of slices in mm (default: the thickness)")
     args = parser.parse_args(argv)
     if args.contact_sheet:
         from ich_keras.ct.contact_sheet import write_contact_sheet  # matplotlib is slow to import
@@ -239,6 +267,7 @@ def main(argv: list[str] | None = None) -> int:
         args.workers,
         headers=args.headers,
         thickness=args.thickness,
+        spacing=args.spacing,
         progress=True,
     )
     print(

@@ -184,7 +184,7 @@ def _describe(dataset: Dataset, stored: NDArray, scan: Scan, encoding: Encoding,
     along, up = math.cos(scan.gantry_tilt), math.sin(scan.gantry_tilt)
     half = scan.pixel * (SIZE - 1) / 2
     # The table moves by more than the distance of the slices when the gantry is tilted.
-    z = 160 + (scan.first + index * scan.thickness) / along
+    z = 160 + (scan.first + index * scan.spacing) / along
     dataset.Modality = "CT"
     dataset.StudyID = ""
     dataset.ImagePositionPatient = [_decimal(v) for v in (-half, -half * along, z - half * up)]

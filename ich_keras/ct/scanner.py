@@ -22,6 +22,7 @@ class Scan:
 
     pixel: float
     thickness: float
+    spacing: float
     first: float  # z of the lowest slice in the head's frame
     slices: int
     rotation: tuple[float, float, float]  # in the plane, to the side, nodding
@@ -30,7 +31,10 @@ class Scan:
     noise: float  # HU
     sharpness: float  # pixels of the noise's correlation
     streaks: float
-    cupping: float
+    motion: float  # HU of the streaks that a moving head leaves
+    blur: float  # deviation of the point spread in the plane, mm
+    cupping: float  # HU of brightness under the skull
+    reach: float  # how far from the skull it goes, mm
     holder: str  # "none" | "cup" | "arc"
     holder_hu: float
     round_field: bool  # padding outside the reconstruction circle
@@ -39,23 +43,29 @@ class Scan:
     seed: int
 
 
-def random_scan(rng: np.random.Generator, thickness: float = 5.0) -> Scan:
-    """Draws a study's acquisition."""
+def random_scan(rng: np.random.Generator, thickness: float = 5.0, spacing: float | None = None) -> Scan:
+    """Draws a study's acquisition; slices follow without a gap unless their `spacing` is given (mm)."""
+    spacing = spacing or thickness
     first = rng.uniform(-76, -52)
     last = rng.uniform(82, 96)
-    turn, lean, nod = np.radians(rng.normal(0, (5, 3, 5)))
+    # Most heads lie nearly straight; a restless patient's may be far from it.
+    turn, lean, nod = np.radians(np.clip(rng.standard_t(4, 3) * (4.5, 3, 4.5), -26, 26))
     return Scan(
-        pixel=float(rng.choice([0.488281, 0.488281, 0.449219, 0.430664, 0.468750, 0.507812])),
+        pixel=float(rng.choice([0.488281, 0.488281, 0.425781, 0.449219, 0.460938, 0.494863, 0.507812])),
         thickness=thickness,
+        spacing=spacing,
         first=first,
-        slices=round((last - first) / thickness) + 1,
+        slices=round((last - first) / spacing) + 1,
         rotation=(float(turn), float(lean), float(nod)),
         offset=(float(rng.normal(0, 6)), float(rng.normal(-2, 7))),
         gantry_tilt=float(np.radians(rng.choice([0.0, 0.0, -24.0, -22.0, -17.5]))),
-        noise=float(np.clip(rng.normal(3.1, 0.8), 1.8, 5.5)),
+        noise=float(np.clip(rng.lognormal(1.16, 0.3), 1.7, 6.5)),
         sharpness=float(rng.uniform(0.85, 1.25)),
         streaks=float(rng.gamma(2.0, 2.0)),
-        cupping=float(rng.uniform(1, 6)),
+        motion=float(rng.uniform(2, 8)) if rng.random() < 0.12 else 0.0,
+        blur=float(rng.uniform(0.55, 1.0)),
+        cupping=float(rng.gamma(1.8, 4.5)),
+        reach=float(rng.uniform(4, 11)),
         holder=str(rng.choice(["none", "cup", "arc"], p=[0.25, 0.45, 0.3])),
         holder_hu=float(rng.uniform(60, 300)),
         round_field=bool(rng.random() < 0.5),
@@ -104,7 +114,7 @@ def _noise(rng: np.random.Generator, scan: Scan) -> Array:
 def _points(scan: Scan, index: int, x: Array, y: Array) -> Grid:
     """Head coordinates of a slice's pixels, `x` and `y` being the axes of the image in mm."""
     parts = (np.arange(PLANES, dtype=np.float32) + 0.5) / PLANES - 0.5
-    z = np.float32(scan.thickness) * (parts + np.float32(index)) + np.float32(scan.first)
+    z = np.float32(scan.thickness) * parts + np.float32(index * scan.spacing + scan.first)
     px, py, pz = (
         v.astype(np.float32)
         for v in np.broadcast_arrays(x[None, None, :], y[None, :, None], z[:, None, None])
@@ -134,7 +144,7 @@ def scan_slice(
     step = scan.pixel * SIZE / COARSE
     axis = (np.arange(COARSE, dtype=np.float32) - np.float32((COARSE - 1) / 2)) * np.float32(step)
     # A tilted gantry moves along the table, so the head drifts through the image from slice to slice.
-    drift = -math.tan(scan.gantry_tilt) * (index * scan.thickness + scan.first - 10)
+    drift = -math.tan(scan.gantry_tilt) * (index * scan.spacing + scan.first - 10)
     x, y = axis - np.float32(scan.offset[0]), axis - np.float32(scan.offset[1] + drift)
     columns, rows = np.flatnonzero(np.abs(x) < 102), np.flatnonzero((y > -130) & (y < 115))
     part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -146,6 +156,7 @@ def scan_slice(
         coarse += holder * np.float32(scan.holder_hu - AIR)
     np.maximum(coarse[part], tissue.hu.mean(axis=0), out=coarse[part])
     _add_artefacts(scan, coarse, 0.5 * (points.low + points.high))
+    cv2.GaussianBlur(coarse, (0, 0), scan.blur / step, dst=coarse)
     hu: Array = cv2.resize(coarse, (SIZE, SIZE))
     noise = scan.noise * math.sqrt(5 / scan.thickness) * (1.25 if points.low < -25 else 1.0)
     hu += _noise(np.random.default_rng((scan.seed, index)), scan) * np.float32(noise)
@@ -166,15 +177,22 @@ def _add_artefacts(scan: Scan, coarse: Array, z: float) -> None:
     dense = np.clip(coarse - 300, 0, 1200)
     if dense.max() <= 0:
         return
+    step = scan.pixel * SIZE / COARSE
     soft = (coarse > -200) & (coarse < 200)
-    glow = cv2.GaussianBlur(dense, (31, 31), 5)
-    coarse += glow * np.float32(scan.cupping / 300) * soft
+    glow = cv2.GaussianBlur(dense, (0, 0), scan.reach / step)
+    coarse += glow * np.float32(scan.cupping / 250) * soft
     if z < 0:
         bands = cv2.blur(dense, (161, 3))
         bands -= cv2.blur(bands, (1, 25))
         coarse -= bands * np.float32(scan.streaks / 90) * soft
+    if scan.motion:
+        turn = scan.seed % 628 / 100 + z / 9
+        axis = (np.arange(COARSE, dtype=np.float32) - COARSE / 2) * np.float32(step)
+        across = axis[None, :] * np.float32(math.cos(turn)) + axis[:, None] * np.float32(math.sin(turn))
+        wave = np.sin(across * 0.37 + z) + np.sin(across * 0.61 + 2 * z) + np.sin(across * 0.93 + 3 * z)
+        coarse += wave * np.float32(scan.motion * max(math.sin(z / 7), 0) / 2) * soft
     if scan.metal is not None and abs(z - scan.metal_z) < 7:
-        axis = (np.arange(COARSE, dtype=np.float32) - COARSE / 2) * np.float32(scan.pixel * SIZE / COARSE)
+        axis = (np.arange(COARSE, dtype=np.float32) - COARSE / 2) * np.float32(step)
         dx, dy = axis[None, :] - scan.metal[0], axis[:, None] - scan.metal[1]
         angle, r = np.arctan2(dy, dx), np.sqrt(dx * dx + dy * dy) + 4
         coarse += (

@@ -14,7 +14,8 @@ from ich_keras.ct.geometry import Array, Grid, cover, ellipsoid, mix, polyline, 
 def _bone_distance(head: Head, vault: Array, inside: Array, clumps: Array, grid: Grid) -> Array:
     x, y, z = grid.x, grid.y, grid.z
     side = np.abs(x)
-    thick = head.bone + 1.8 * np.clip(z / 60, 0, 1)
+    uneven = grid.smooth(partial(sample, head.bends[1], step=24.0), 12)
+    thick = head.bone * np.clip(1 + 0.1 * uneven, 0.6, 1.6) + 1.8 * np.clip(z / 60, 0, 1)
     thick = thick + 2.5 * np.clip(np.abs(y) / 70 - 0.4, 0, 1) * np.clip(1 - side / 34, 0, 1)
     if grid.low > 12:
         return np.maximum(-inside, vault - thick)
@@ -119,7 +120,7 @@ def paint_bone(head: Head, hu: Array, vault: Array, inside: Array, clumps: Array
     if head.craniotomy is not None:
         cx, cy, cz, radius = head.craniotomy
         d = np.sqrt((grid.x - cx) ** 2 + (grid.y - cy) ** 2 + (grid.z - cz) ** 2)
-        bone = np.maximum(bone, -(d - 7.5 if head.burr_hole else np.abs(d - radius) - 1.3))
+        bone = np.maximum(bone, -(d - 7.5 if head.burr_hole else np.abs(d - radius) - 1.8))
     marrow = cover(bone + 2.2, 1.8)
     value = head.cortex_hu - (head.cortex_hu - head.diploe_hu) * marrow + 70 * clumps * marrow
     mix(hu, value.astype(np.float32), cover(bone))

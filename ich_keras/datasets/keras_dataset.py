@@ -6,7 +6,7 @@ comes out of order. Here a batch is asked for by its number, as often as one lik
 and file reads let go of Python's lock.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -33,7 +33,7 @@ READY = 2
 class _Batches(keras.utils.PyDataset):
     """Batches by number, those that follow being made meanwhile."""
 
-    def __init__(self, load, count: int | None):
+    def __init__(self, load: Callable[[int], Any], count: int | None):
         super().__init__()
         self._load, self._count = load, count
         self._pending: dict[int, Future] = {}

@@ -148,7 +148,7 @@ def write_study(
             "made_from": made_from,
         }
         entry["files"] = sorted(path.name for path in folder.iterdir())
-        write_json(folder / STUDY, entry)
+        (folder / STUDY).write_text(json.dumps(entry, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return entry
 
 
@@ -210,10 +210,7 @@ def count_reasons(skipped: Iterable[Skipped]) -> dict[str, int]:
 @contextmanager
 def _table(path: Path) -> Iterator[Any]:
     # A file name need not be valid UTF-8.
-    with (
-        whole_file(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         yield csv.writer(file, lineterminator="\n")
 
 
@@ -298,7 +295,8 @@ def write_summary(out: Path, engine: Engine, others: Sequence[Skipped]) -> None:
             "files_of_no_study": count_reasons(others),
             "studies": entries,
         }
-        write_skipped(out / SKIPPED, others)
+        with whole_file(out / SKIPPED) as temporary:
+            write_skipped(temporary, others)
         write_json(out / STUDIES, document)
         with whole_file(out / REPORT) as temporary:
             temporary.write_text(report.html(document, out), encoding="utf-8")

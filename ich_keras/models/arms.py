@@ -49,8 +49,8 @@ BACKBONES = {
         True,
     ),
     "inceptionresnetv2": Backbone(keras.applications.InceptionResNetV2, *_UNIT, 1536, 54_345_958, True),
-    "tiny300": Backbone(tiny300, *_UNIT, 256, 174_574, False),
-    "tiny299": Backbone(tiny299, *_UNIT, 256, 225_382, False),
+    "tiny300": Backbone(tiny300, *_UNIT, 256, 163_590, False),
+    "tiny299": Backbone(tiny299, *_UNIT, 256, 125_638, False),
 }
 
 

@@ -42,12 +42,29 @@ def images_from_hu(hu: tf.Tensor, size: int) -> tf.Tensor:
     Returns:
         float32 `[N, n, n, 3]`, whole grey levels 0..255.
     """
-    hu = tf.maximum(hu, HU_FLOOR)[..., tf.newaxis]
-    hu = tf.image.resize(hu, (size, size), method="bilinear", antialias=False)
+    hu = tf.maximum(hu, HU_FLOOR)
+    hu = _resized(_resized(hu, size, 1)[..., tf.newaxis], size, 2)
     low = tf.constant([window.level - window.width / 2 for window in WINDOWS], tf.float32)
     # One factor: TensorFlow would turn a division by a constant into a product, which rounds otherwise.
     levels = tf.constant([255.0 / window.width for window in WINDOWS], tf.float32)
     return tf.round(tf.clip_by_value((hu - low) * levels, 0.0, 255.0))
+
+
+def _resized(hu: tf.Tensor, size: int, axis: int) -> tf.Tensor:
+    """One axis resized: bilinear, half-pixel centres, no antialiasing; `hu` has one axis or two after it.
+
+    The engines' own resizes differ in how they round places and weights: enough to move some ten pixels of a
+    slice to the next grey level. Whole numbers give every engine the same places and weights.
+    """
+    before = tf.shape(hu)[axis]
+    # Pixel i lies at ((2 i + 1) * before - size) / (2 * size); one pixel more keeps the division positive,
+    # where all engines round alike.
+    place = tf.range(1, 2 * size, 2) * before + size
+    low = place // (2 * size) - 1
+    weight = tf.cast(place % (2 * size), tf.float32) / (2 * size)
+    left = tf.gather(hu, tf.maximum(low, 0), axis=axis)
+    right = tf.gather(hu, tf.minimum(low + 1, before - 1), axis=axis)
+    return left + (right - left) * weight[:, tf.newaxis]
 
 
 def serving_function(arms: Sequence[keras.Model]) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:

@@ -49,6 +49,17 @@ def check_devices(
             "KERAS_BACKEND=jax.",
         ),
         (
+            on_tensorflow and options.devices > 1 and options.clip_norm is not None,
+            "--clip-norm with --devices on TensorFlow: under MirroredStrategy, Keras clips each device's "
+            "part of the gradient before they are added up, which is another training. Leave one out, or set "
+            "KERAS_BACKEND=jax.",
+        ),
+        (
+            on_tensorflow and options.devices > 1 and options.reestimate_batchnorm,
+            "--reestimate-batchnorm with --devices on TensorFlow: under MirroredStrategy the devices' sums "
+            "can get mixed up (CollectiveReduceV2: shape mismatch). Leave one out, or set KERAS_BACKEND=jax.",
+        ),
+        (
             options.batch % devices,
             f"a batch of {options.batch} can't be shared evenly by {devices} devices; expected a "
             f"--batch-size that is a multiple of it, such as {-(-options.batch // devices) * devices}.",

@@ -320,5 +320,5 @@ def _reestimation_images(fold: PreparedFold, watcher: Watcher) -> Iterator[np.nd
             yield decode_batch(table, fold.training[items], (size,), mirror)[size]
             progress.advance(task)
             watcher.beat("validating")
-            if watcher.stop.received:
+            if watcher.stop.asked():
                 raise Stopped(f"stopped by {watcher.stop.received} while re-estimating BatchNorm")

@@ -50,7 +50,8 @@ def validated_weights(
     before = [keras.ops.convert_to_numpy(variable).copy() for variable in model.variables]
     try:
         for variable, average in averages:
-            variable.assign(average)
+            # A copy: on JAX both would hold one array, which `predict` uses up.
+            variable.assign(keras.ops.convert_to_numpy(average))
         if training_mode:
             reestimate_batchnorm(model, training_mode, batches)
         yield

@@ -1,23 +1,54 @@
 """The documents' bench tables are what the committed results give."""
 
-import json
-
 import pytest
 
-from bench import readme
+from bench import inference, readme
 from bench.input_pipeline import TARGETS
 
 
 def result():
-    return json.loads(readme.RESULTS.read_text(encoding="utf-8"))
+    return readme.read_result("input")
 
 
-@pytest.mark.parametrize("block", readme.BLOCKS, ids=lambda block: block[1])
+@pytest.mark.parametrize("block", list(readme.BLOCKS))
 def test_documents_equal_the_results(block):
-    document, mark, results, tables = block
+    document, file, _ = readme.BLOCKS[block]
     text = document.read_text(encoding="utf-8")
-    found = tables(json.loads(results.read_text(encoding="utf-8"))) if results.exists() else ""
-    assert readme.updated(text, mark, found) == text
+    measured = readme.read_result(block)
+    if measured is None:
+        pytest.skip(f"{file} was not measured yet")
+    assert readme.updated(text, block, measured) == text
+
+
+def test_inference_numbers_come_from_the_results():
+    batches = {
+        "1": {"slices_per_second": 4.321, "ratio": 2.54},
+        "16": {"slices_per_second": 5.0, "ratio": 1.9},
+    }
+    measured = {
+        "machine": {"cores": 2, "processor": "x86_64", "python": "3.12", "load_at_start": 3.0},
+        "arms": ["tiny300"],
+        "data": "phantoms",
+        "gflop_per_slice": {"tiny300": 0.25},
+        "matrix_gflops": {"numpy": 150.0, "openvino": 171.0},
+        "share_of_floor": {"openvino": {"1": 0.8, "16": 0.9}},
+        "fastest_share_of_floor": 0.9,
+        "engines": {
+            inference.BASELINE: {"logits_off": 0.0, "batches": batches},
+            "openvino": {"logits_off": 4.2e-5, "batches": batches},
+        },
+        "cold_start_seconds": {inference.BASELINE: 60.0, "openvino": 5.5},
+        "study": {"slices": 34, "seconds": 8.25, "share_outside_networks": 0.031},
+        "memory_mb": [801, 803],
+    }
+    tables = readme.inference_tables(measured)
+    assert "| openvino | 1 | 4.32 | 2.54 | >= 2.5 | 0.80 | 4e-05 |" in tables
+    assert "| openvino | 16 | 5.00 | 1.90 | >= 2.0 | 0.90 | 4e-05 |" in tables
+    assert "Busy machine" in tables
+    assert "best matrix product is 171 GFLOP/s" in tables
+    assert "| the same: share spent outside the networks | 3.1% | < 5% |" in tables
+    assert "openvino 5.5 | of Keras 60.0" in tables
+    assert "| resident MB over the studies | 801 to 803 | flat |" in tables
 
 
 def test_numbers_come_from_the_results():
@@ -44,7 +75,7 @@ def test_busy_machines_and_missing_peers_are_said():
 
 def test_documents_without_marks_are_refused():
     with pytest.raises(ValueError, match="once"):
-        readme.updated("no marks", "input", "")
+        readme.updated("no marks", "input", result())
 
 
 TRAINING = {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ import pytest
 from scipy import ndimage
 
 from ich_keras.ct import phantom
+from ich_keras.ct.anatomy import tentorium_height
+from ich_keras.ct.lesions import Lesion
 from ich_keras.ct.phantom import Study, main, make_study, write_phantoms
 from ich_keras.ct.phantom_files import Encoding, random_encoding, write_study
-from ich_keras.ct.scanner import random_scan
+from ich_keras.ct.scanner import random_scan, scan_slice
 from ich_keras.errors import InputError
 from ich_keras.labels import LABELS, SUBTYPES
 
@@ -65,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def studies() -> dict[str, Study]:
-    return {s: make_study(np.random.default_rng((13, k)), s, thickness=7) for k, s in enumerate(SUBTYPES)}
+    return {s: make_study(np.random.default_rng((25, k)), s, thickness=7) for k, s in enumerate(SUBTYPES)}
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -116,6 +119,22 @@ def test_slices_of_a_study_lie_one_thickness_apart(data: Path) -> None:
     for name, positions in series.items():
         along = np.sort(np.array(positions) @ normals[name])
         assert np.allclose(np.diff(along), THICKNESS, atol=1e-3)
+
+
+def test_spacing_leaves_slices_out(tmp_path: Path) -> None:
+    """Fewer slices of the same thickness, with the distance in their headers."""
+    write_phantoms(tmp_path / "few", 1, SEED, 1, thickness=5.0, spacing=40.0)
+    slices = [read(path) for path in (tmp_path / "few" / "stage_2_train").glob("*.dcm")]
+    assert 3 <= len(slices) <= 6
+    normal = np.cross(*np.array(slices[0].ImageOrientationPatient, float).reshape(2, 3))
+    along = np.sort([np.dot(normal, np.array(one.ImagePositionPatient, float)) for one in slices])
+    assert np.allclose(np.diff(along), 40.0, atol=1e-3)
+    scan = random_scan(np.random.default_rng(0), 5.0, 40.0)
+    dense = replace(scan, spacing=5.0)
+    head, lesions = phantom._patient(np.random.default_rng(1), None)
+    apart = scan_slice(head, lesions, replace(scan, noise=0.0), 2, None)[0]
+    # Slice 2 of spacing 40 lies where slice 16 of spacing 5 does.
+    assert np.allclose(apart, scan_slice(head, lesions, replace(dense, noise=0.0), 16, None)[0], atol=1e-2)
 
 
 def test_label_file_has_six_rows_an_image(data: Path) -> None:
@@ -224,6 +243,33 @@ def test_extra_axial_blood_lies_on_the_bone_and_other_blood_does_not(studies: di
     assert next_to_bone("intraventricular") < 0.05
 
 
+def test_blood_on_the_tentorium_lies_on_it() -> None:
+    lesion = Lesion("subdural", "tentorium", (1.0, 45.0, -10.0), (6.0, 0.0, 24.0), 65.0, 2.0)
+    scan = replace(random_scan(np.random.default_rng(0)), rotation=(0.0, 0.0, 0.0), offset=(0.0, 0.0))
+    scan = replace(scan, gantry_tilt=0.0)
+    head, _ = phantom._patient(np.random.default_rng(1), None)
+    study = phantom._image(head, [lesion], scan)
+    z, y, x = np.nonzero(study.lesion)
+    x, y = (x - 255.5) * scan.pixel, (y - 255.5) * scan.pixel
+    z = z * scan.spacing + scan.first
+    assert x.min() > -1 and y.min() > 0  # behind and on its side
+    above = z - tentorium_height(x, y)  # where the brain is not bent
+    assert len(z) > 1000 and above.min() > -8 and above.max() < 14
+
+
+def test_brightness_under_the_skull_falls_inwards() -> None:
+    """Partial volume and beam hardening, as in real slices: bright at the bone, even in the depth."""
+    scan = replace(random_scan(np.random.default_rng(4)), blur=0.8, cupping=10.0, reach=7.0)
+    head, _ = phantom._patient(np.random.default_rng(5), None)
+    hu = scan_slice(head, [], scan, round((20 - scan.first) / scan.spacing), None)[0]
+    bone = hu > 300
+    inside = ndimage.binary_fill_holes(bone) & ~bone
+    depth = ndimage.distance_transform_edt(inside) * scan.pixel
+    rings = [np.median(hu[inside & (depth >= a) & (depth < b)]) for a, b in ((1, 2), (3, 6), (20, 30))]
+    assert rings[0] > rings[1] + 5 > rings[2] + 5
+    assert 35 < rings[0] < 100
+
+
 def test_attenuation_of_tissue_is_that_of_a_head() -> None:
     study = make_study(np.random.default_rng(2), None, thickness=10)
     z = study.scan.first + study.scan.thickness * np.arange(len(study.hu))
@@ -284,6 +330,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"patients": 0}, "patients must be"),
         ({"headers": "nhs"}, "headers must be"),
         ({"thickness": 0}, "thickness"),
+        ({"spacing": -1}, "spacing"),
     ],
 )
 def test_bad_arguments_say_what_was_expected(tmp_path: Path, change: dict, said: str) -> None:

@@ -1,7 +1,9 @@
 """predict.py as a user types it, with a model that OpenVINO runs and that says what the slices say."""
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
+from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file
+from ich_keras.inference import dicomweb
 from ich_keras.labels import LABELS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -92,8 +96,8 @@ def test_from_files_to_results_without_tensorflow(model, tmp_path, write_slice):
 
 
 def test_sigterm_leaves_whole_studies_and_resume_goes_on(model, tmp_path, write_slice):
-    for study in range(150):
-        write_slice(tmp_path / "scan" / f"{study}", study=study, p=0.9, size=64)
+    for study in range(60):
+        write_slice(tmp_path / "scan" / f"{study}", study=study, size=64)
     out = tmp_path / "out"
     words = (tmp_path / "scan", "--model", model, "--out", out)
     process = predict(*words, start=True)
@@ -107,10 +111,68 @@ def test_sigterm_leaves_whole_studies_and_resume_goes_on(model, tmp_path, write_
     assert "go on with --resume" in stderr
     assert "Traceback" not in stderr
     listed = {entry["study"] for entry in json.loads((out / "studies.json").read_text())["studies"]}
-    assert 1 <= len(listed) < 150
+    assert 1 <= len(listed) < 60
     assert {path.name for path in out.iterdir() if path.is_dir()} == listed
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("h*/study.json")}
     done = predict(*words, "--resume")
     assert done.returncode == 0, done.stderr
-    assert len(json.loads((out / "studies.json").read_text())["studies"]) == 150
+    assert len(json.loads((out / "studies.json").read_text())["studies"]) == 60
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """predict.py's own function, in this process."""
+    spec = importlib.util.spec_from_file_location("predict", REPOSITORY / "predict.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    before = signal.getsignal(signal.SIGTERM)
+    yield module.main
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_study_of_a_server_is_fetched_and_its_results_are_stored(
+    model, main, tmp_path, write_slice, monkeypatch, capsys
+):
+    from ich_keras.ct.phantom import write_phantoms
+
+    write_phantoms(tmp_path / "server", 1, 0, workers=1, headers="hospital", thickness=40.0)
+    calls, stored = [], []
+
+    def fetch_study(url, study, folder, **options):
+        calls.append((url, study))
+        shutil.copytree(next((tmp_path / "server" / "PHANTOM0000").iterdir()), folder)
+        options["progress"](1, 1)
+
+    monkeypatch.setattr(dicomweb, "fetch_study", fetch_study)
+    monkeypatch.setattr(dicomweb, "store", lambda url, files, **_: stored.append((url, files)))
+    words = ["--dicomweb", "http://server", "--study", "1.2.3", "--model", str(model), "--threshold", "0.001"]
+    out = tmp_path / "out"
+    assert main([*words, "--out", str(out), "--dicom-sr", "--store"]) == 0
+    assert calls == [("http://server", "1.2.3")]
+    (study,) = json.loads((out / "studies.json").read_text())["studies"]
+    ((url, files),) = stored
+    assert url == "http://server"
+    assert [path.name for path in files] == study["dicom"]["files"]
+    assert len(files) == 1
+    assert "Stored 1 DICOM object" in capsys.readouterr().out
+    # A source that no DICOM object can refer to.
+    shutil.rmtree(tmp_path / "server")
+    write_slice(tmp_path / "server" / "PHANTOM0000" / "0" / "0", StudyInstanceUID=None)
+    assert main([*words, "--out", str(tmp_path / "other"), "--dicom-sr", "--store"]) == 1
+    assert len(stored) == 1
+    assert "was not stored: 1 of 1 slices have no valid study UID" in capsys.readouterr().err
+
+
+def test_a_server_that_fails_costs_no_earlier_results(model, main, tmp_path, write_slice, monkeypatch):
+    write_slice(tmp_path / "scan")
+    out = str(tmp_path / "out")
+    assert main([str(tmp_path / "scan"), "--model", str(model), "--out", out]) == 0
+
+    def fetch_study(*_, **__):
+        raise InputError("no-answer", "no")
+
+    monkeypatch.setattr(dicomweb, "fetch_study", fetch_study)
+    with pytest.raises(InputError):
+        main(["--dicomweb", "http://x", "--study", "1", "--model", str(model), "--out", out, "--overwrite"])
+    assert len(list((tmp_path / "out").glob("h*/slices.csv"))) == 1

@@ -126,7 +126,8 @@ def test_an_instance_number_that_is_none(slice_file, number):
 @pytest.mark.parametrize("turned", [1, -1])
 def test_slices_lie_along_their_normal(at, tilt, turned):
     a = math.radians(tilt)
-    orientation = (turned, 0, 0, 0, turned * math.cos(a), turned * math.sin(a))
+    # Columns that run the other way turn the cross product to the feet.
+    orientation = (1, 0, 0, 0, turned * math.cos(a), turned * math.sin(a))
     normal = np.array([0, -math.sin(a), math.cos(a)])
     # The table moves along z, whatever the gantry does.
     files = [at(5.0 * k / math.cos(a), k, y=-100 + 3 * k, orientation=orientation) for k in range(6)]

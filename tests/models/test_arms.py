@@ -4,9 +4,10 @@ import random
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from ich_keras.errors import InputError
-from ich_keras.labels import ARMS
+from ich_keras.labels import ARMS, PAPER_ARMS
 from ich_keras.models.arms import BACKBONES, build_arm, feature_maps
 
 SMALL = ("tiny300", "tiny299")
@@ -33,6 +34,15 @@ def test_small_arms_are_small_and_their_table_is_right(name):
     assert 100_000 <= arm.count_params() <= 500_000
     assert feature_maps(arm).shape[-1] == BACKBONES[name].features
     assert not any(isinstance(layer, keras.layers.Lambda) for layer in arm.layers)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_arms_start_from_differences_of_the_windows(name):
+    stem = next(layer for layer in build_arm(name).layers if isinstance(layer, keras.layers.Conv2D))
+    sums = stem.get_weights()[0].sum(axis=(0, 1)).T
+    np.testing.assert_allclose(sums[:4], [(2, -2, 0)] * 4, atol=0.6)
+    np.testing.assert_allclose(sums[4:6], [(0, 2, -2)] * 2, atol=0.6)
+    assert np.abs(sums[6:] - sums[6:].mean(axis=0)).max() > 1
 
 
 def test_seed_decides_the_weights_and_nothing_else_does():
@@ -86,6 +96,38 @@ def test_mixed_precision_keeps_scaling_and_head_in_float32():
     }
     assert {str(variable.dtype) for variable in arm.variables} == {"float32"}
     assert arm.output.dtype == "float32"
+
+
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(n, marks=pytest.mark.slow) for n in PAPER_ARMS)])
+def test_a_cell_of_the_last_maps_looks_where_the_table_says(name):
+    arm, record = build_arm(name), ARMS[name]
+    for layer in arm.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            _look_straight(layer)
+    maps = keras.Model(arm.input, feature_maps(arm))
+    size, cell = record.image_size, maps.output_shape[1] // 2
+    # Noise, since of equal values a pooling layer takes the first.
+    images = tf.constant(np.random.default_rng(0).uniform(150, 255, (8, size, size, 3)), tf.float32)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(images)
+        features = maps(images)
+        seen = {place: tf.reduce_sum(features[:, place, place]) for place in (1, cell)}
+    for place, value in seen.items():
+        rows = np.abs(tape.gradient(value, images).numpy().sum(axis=(0, 3))).sum(axis=1)
+        middle = (rows * (np.arange(size) + 0.5)).sum() / rows.sum()
+        assert middle == pytest.approx(record.map_first + place * record.map_step, abs=1.0)
+
+
+def _look_straight(layer):
+    """Leaves a kernel its middle tap or taps alone; what weights whole maps (1 x 1 in size) gets zero."""
+    kernel, *bias = layer.get_weights()
+    height, width = kernel.shape[:2]
+    straight = np.zeros_like(kernel)
+    if layer.input.shape[1] > 1:
+        straight[(height - 1) // 2 : height // 2 + 1, (width - 1) // 2 : width // 2 + 1] = 1
+        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+        straight /= straight.sum(axis=(0, 1) if depthwise else (0, 1, 2), keepdims=True)
+    layer.set_weights([straight, *bias])
 
 
 def test_unknown_arm_is_named():

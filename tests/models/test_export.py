@@ -9,6 +9,7 @@ import tensorflow as tf
 from ich_keras.ct.preprocess import slice_to_image
 from ich_keras.datasets.index import load_index
 from ich_keras.datasets.pipeline import inference_dataset
+from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file
 from ich_keras.labels import WINDOWS
 from ich_keras.models import export
@@ -155,7 +156,14 @@ def test_images_are_within_a_grey_level_of_the_reference(phantom_hu):
         expected = np.stack([slice_to_image(hu, size) for hu in phantom_hu]).astype(np.float64)
         assert np.array_equal(images, np.round(images))
         assert np.abs(images - expected).max() <= 1
-        assert (images != expected).mean() < 1e-3
+        assert (images != expected).mean() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(100, 120), (301, 299), (512, 700)])
+def test_slices_of_any_size_are_resized_as_the_reference_does(shape):
+    hu = np.random.default_rng(0).normal(40, 40, (2, *shape)).astype(np.float32)
+    expected = np.stack([slice_to_image(one, 300) for one in hu])
+    assert (images_from_hu(hu, 300).numpy() != expected).mean() < 1e-5
 
 
 def test_folder_is_small_and_described(arms, exported):
@@ -172,6 +180,29 @@ def test_folder_is_small_and_described(arms, exported):
     assert "saved_model/saved_model.pb" in metadata["files"]
     for name, digest in metadata["files"].items():
         assert sha256_of_file(exported / name) == digest
+
+
+def test_both_signatures_share_the_weights(exported, phantom_hu):
+    signatures = tf.saved_model.load(str(exported / "saved_model")).signatures
+    hu = tf.constant(phantom_hu[:2])
+    served, explained = signatures["serving_default"](hu=hu), signatures["explain"](hu=hu)
+    assert set(served) == {"probability", "tiny300", "tiny299"}
+    assert set(explained) == {*served, "tiny300_maps", "tiny299_maps"}
+    for name, value in served.items():
+        np.testing.assert_array_equal(value, explained[name])
+    outputs = json.loads((exported / "metadata.json").read_text())["outputs"]
+    assert set(outputs) == set(explained)
+
+
+@pytest.mark.parametrize(
+    ("writer", "package"),
+    [(export.export_openvino, "openvino"), (export.export_onnx, "onnx"), (export.export_onnx, "tf2onnx")],
+)
+def test_a_format_whose_package_is_missing_is_refused(writer, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"needs the package {package}; install"):
+        writer([], tmp_path / "hybrid", {})
+    assert not (tmp_path / "hybrid").exists()
 
 
 def test_a_failed_export_leaves_the_older_one(arms, exported, monkeypatch):

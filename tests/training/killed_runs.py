@@ -23,7 +23,7 @@ import keras
 
 import train as command
 from ich_keras.errors import report
-from ich_keras.labels import ARMS, Arm
+from ich_keras.labels import ARMS
 from ich_keras.models.arms import _UNIT, BACKBONES, Backbone
 from ich_keras.training import fold as fold_module
 from ich_keras.training import watcher as watcher_module
@@ -122,7 +122,7 @@ def _ends_within(child, seconds):
 
 def main():
     data = Path(sys.argv[1])
-    ARMS[NAME] = Arm(NAME, NAME, 300, 4, False)
+    ARMS[NAME] = ARMS["tiny300"]._replace(name=NAME, title=NAME, batch_size=4)
     BACKBONES[NAME] = Backbone(backbone, *_UNIT, 8, 8 * 1200 + 16 + 16 + 54, False)
     for line in sys.stdin:
         threads = len(list(Path("/proc/self/task").iterdir()))

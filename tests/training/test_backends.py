@@ -1,10 +1,10 @@
 """Training and predicting on JAX, with TensorFlow not installed, and on several devices of either backend.
 
 The devices are two logical ones of the CPU. How far apart runs may be: what is added up in another order
-differs by float32's rounding, here below 1e-3 of the largest value of a variable. Adam divides a gradient by
-its own size, so where a gradient is all but zero that rounding moves a weight by part of the learning rate:
-a tenth of it is allowed. Without the statistics of the whole batch in BatchNorm, weights part by 9 times the
-learning rate within six steps.
+differs by float32's rounding, in the optimizer and the losses by less than 5e-3 of the largest value.
+Adam divides a gradient by its own size, so where a gradient is all but zero that rounding moves a weight by
+part of the learning rate: a tenth of it is allowed. Without the statistics of the whole batch in BatchNorm,
+weights part by 9 times the learning rate within six steps.
 """
 
 import json
@@ -70,7 +70,7 @@ def assert_close(one, other, arch):
     others, other_history = state_of(other, arch)
     assert set(arrays) == set(others)
     for name, array in arrays.items():
-        allowed = 1e-3 * np.abs(array).max(initial=0)
+        allowed = 5e-3 * np.abs(array).max(initial=0)
         if name.startswith("model"):
             allowed = 1e-4 * np.abs(array).max(initial=0) + LEARNING_RATE / 10
         np.testing.assert_allclose(others[name], array, rtol=0, atol=allowed, err_msg=name)
@@ -81,7 +81,7 @@ def assert_close(one, other, arch):
 def on_jax(other_process, without_tensorflow, phantom_data, tmp_path_factory):
     """Runs of an arm with dropout on JAX: on one device, cut short and resumed, and the same on two."""
     folder = tmp_path_factory.mktemp("jax")
-    common = settings(phantom_data, "dropout")
+    common = settings(phantom_data, "dropout", ema=0.9, clip_norm=1.0, reestimate_batchnorm=2)
     runs = {
         "one": common,
         "one-resumed": {**common, "cut": True},
@@ -128,7 +128,7 @@ def test_two_devices_on_tensorflow_train_as_one_does(other_process, phantom_data
         "one": common,
         "two": {**common, "devices": 2},
         "cut": {**common, "devices": 2, "cut": True},
-        "float16": {**common, "devices": 2, "precision": "mixed_float16"},
+        "float16": {**common, "devices": 2, "precision": "mixed_float16", "ema": 0.9},
     }
     text = json.dumps({str(tmp_path / name): options for name, options in runs.items()})
     finish(other_process("runs", text, KERAS_BACKEND="tensorflow"))

@@ -33,6 +33,8 @@ def cluster(**tasks):
         (HOSTS, "tensorflow", {}, "ParameterServerStrategy"),
         ({}, "tensorflow", cluster(worker=["a:1", "b:1"]), "MultiWorkerMirroredStrategy"),
         ({}, "tensorflow", cluster(chief=["a:1"], ps=["b:1"]), "ParameterServerStrategy"),
+        ({"devices": 2, "clip_norm": 1.0}, "tensorflow", {}, "--clip-norm with --devices"),
+        ({"devices": 2, "reestimate_batchnorm": 9}, "tensorflow", {}, "CollectiveReduceV2"),
         ({}, "tensorflow", {"TPU_WORKER_ID": "0"}, "TPUStrategy"),
         ({"devices": 3}, "jax", {}, "a batch of 16 can't be shared evenly by 3 devices"),
         ({"devices": 3}, "jax", {}, "such as 18"),
@@ -57,6 +59,8 @@ def test_what_does_not_work_is_refused_by_name(given, backend, environment, word
         ({}, "tensorflow", cluster(worker=["a:1"], evaluator=["b:1"])),
         ({}, "tensorflow", {"TF_CONFIG": "not JSON"}),
         ({"devices": 2}, "tensorflow", {}),
+        ({"clip_norm": 1.0}, "tensorflow", {}),
+        ({"devices": 2, "clip_norm": 1.0, "reestimate_batchnorm": 9}, "jax", {}),
         ({**HOSTS, "devices": 4, "process_id": 1}, "jax", {"TPU_WORKER_ID": "0"}),
     ],
 )

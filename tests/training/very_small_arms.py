@@ -19,7 +19,7 @@ import numpy as np
 
 import train
 from ich_keras.command import import_keras
-from ich_keras.labels import ARMS, Arm
+from ich_keras.labels import ARMS
 from ich_keras.training import hosts
 from ich_keras.training.devices import claim_devices
 from ich_keras.training.options import TrainingOptions
@@ -27,14 +27,14 @@ from ich_keras.training.prepare import prepare_fold
 
 PLAIN, DROPOUT = "plain", "dropout"
 for name in (PLAIN, DROPOUT):
-    ARMS[name] = Arm(name, name, 300, 4, False)
+    ARMS[name] = ARMS["tiny300"]._replace(name=name, title=name, batch_size=4)
 
 
 def import_keras_and_arms(before_devices=lambda: None):
     import_keras(before_devices)
     import keras
 
-    from ich_keras.models.arms import _UNIT, BACKBONES, Backbone
+    from ich_keras.models.arms import BACKBONES
 
     def backbone_with(*dropout):
         def backbone(*, include_top, weights, input_tensor):
@@ -45,7 +45,9 @@ def import_keras_and_arms(before_devices=lambda: None):
                 x = keras.layers.Dropout(rate)(x)
             return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
 
-        return Backbone(backbone, *_UNIT, 8, 20 * 20 * 3 * 8 + 4 * 8 + 9 * 6, False)
+        return BACKBONES["tiny300"]._replace(
+            build=backbone, features=8, parameters=20 * 20 * 3 * 8 + 4 * 8 + 9 * 6
+        )
 
     BACKBONES[PLAIN], BACKBONES[DROPOUT] = backbone_with(), backbone_with(0.3)
     if "SIGNAL_AT" in os.environ:
