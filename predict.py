@@ -12,6 +12,7 @@ Research only: not a medical device, not for clinical use.
 import argparse
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -89,12 +90,31 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
+    try:
+        return _main(options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # A path within a SCAN may hold a person's name.
+        own = isinstance(error.filename, str) and _within(error.filename, (options.out, options.model))
+        raise InputError(
+            "cannot-write",
+            f"{error.filename if own else 'a file'}: {error.strerror or type(error).__name__}; "
+            "expected a path that can be read and written.",
+        ) from None
+
+
+def _within(path: str, folders: tuple[Path, ...]) -> bool:
+    return any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)) for folder in folders)  # noqa: PTH100 - nothing is asked of the disk
+
+
+def _main(options: argparse.Namespace) -> int:
     _check(options)
     options.dicom_sr |= options.store and not options.dicom_sc
     start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    from ich_keras.inference.outputs import check_output, remove_results
+    from ich_keras.inference.outputs import check_output
     from ich_keras.inference.predict import Options, check_model
     from ich_keras.inference.thresholds import resolve_thresholds
     from ich_keras.models.engines import load_engine, read_metadata
@@ -114,13 +134,12 @@ def main(arguments: list[str]) -> int:
         dicom_sr=options.dicom_sr,
         dicom_sc=options.dicom_sc,
         resume=options.resume,
+        overwrite=options.overwrite,
         parts=options.num_parts,
         part=options.part,
     )
     with tempfile.TemporaryDirectory() as folder:
         scans = [_fetched(options, Path(folder) / "study")] if options.dicomweb else options.scans
-        if options.overwrite:
-            remove_results(options.out)
         return _predict(scans, engine, asked, options)
 
 
@@ -150,7 +169,7 @@ def _predict(scans: list[Path], engine: Any, asked: Any, options: argparse.Names
 
     outcome = predict_scans(scans, engine, options.out, asked)
     if outcome.studies:
-        Console().print(summary_table(outcome.studies, bool(engine.metadata.get("synthetic"))))
+        Console().print(summary_table(outcome.studies, bool(engine.metadata.get("synthetic")), outcome.lost))
     print(f"Written to {options.out}: report.html, studies.json, and a folder for each study")
     if outcome.exit_code == EXIT_STOPPED:
         print("stopped; go on with --resume.", file=sys.stderr)

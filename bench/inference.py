@@ -9,6 +9,7 @@ README's table.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,19 @@ TARGETS = {("openvino", 1): 2.5, ("openvino", 16): 2.0, ("tensorflow", 1): 1.2, 
 PEAKS = ("numpy", "tensorflow", "openvino")
 FLOOR_TARGET = 0.85
 LOGITS_TARGET = 1e-3
+OUTSIDE_TARGET = 0.05
+COLD_TARGET = 0.5
+MEMORY_TARGET = 0.03
+"""What resident memory may grow by from the first tenth of the studies to any later one, to count as flat."""
+
+
+class Verdict(NamedTuple):
+    """A row of what must be reached: measured as shown, and whether that is enough."""
+
+    what: str
+    measured: str
+    must_be: str
+    met: bool
 
 
 class Contender:
@@ -42,11 +56,12 @@ class Contender:
 
     def __init__(self, *arguments: object):
         self.started = time.perf_counter()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (it is closed by `end`)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.inference_contenders", *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
             env=environment(),
             cwd=HERE.parent,
@@ -55,15 +70,21 @@ class Contender:
     def ask(self, *command: object) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
+        # One that has ended already takes no command, and gives no line.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(command) + "\n")
+            self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args} ended with an error on {command}")
+            code = self.process.wait()
+            self.errors.seek(0)
+            said = self.errors.read()[-2000:].decode(errors="replace")
+            raise RuntimeError(f"{self.process.args} ended with exit code {code} on {command}:\n{said}")
         return json.loads(line)
 
     def end(self) -> None:
         self.process.communicate()
+        self.errors.close()
 
 
 def say(stage: str) -> None:
@@ -188,11 +209,67 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     return result
 
 
+def verdicts(result: dict[str, Any]) -> list[Verdict]:
+    """What was measured against what must be reached, for the engines that were measured."""
+    engines, cold, memory = result["engines"], result["cold_start_seconds"], result["memory_mb"]
+    study = result["study"]
+    rows = []
+    for (name, batch), target in TARGETS.items():
+        if name in engines:
+            ratio = engines[name]["batches"][str(batch)]["ratio"]
+            rows.append(
+                Verdict(
+                    f"{name} against Keras, batch {batch}", f"{ratio:.2f}", f">= {target}", ratio >= target
+                )
+            )
+    for name, row in engines.items():
+        if name != BASELINE:
+            off = row["logits_off"]
+            rows.append(
+                Verdict(f"{name}, logits off", f"{off:.1e}", f"<= {LOGITS_TARGET:g}", off <= LOGITS_TARGET)
+            )
+    share, outside = result["fastest_share_of_floor"], study["share_outside_networks"]
+    rows += [
+        Verdict(
+            "openvino at its best batch, of the floor",
+            f"{share:.2f}",
+            f">= {FLOOR_TARGET}",
+            share >= FLOOR_TARGET,
+        ),
+        Verdict(
+            f"{study['slices']} slices, files to studies.json, {study['seconds']:.1f} s in a warm process:"
+            " share outside the networks",
+            f"{outside:.1%}",
+            f"< {OUTSIDE_TARGET:.0%}",
+            outside < OUTSIDE_TARGET,
+        ),
+    ]
+    for name, seconds in cold.items():
+        if name != BASELINE:
+            rows.append(
+                Verdict(
+                    f"{name}, process start to first result, seconds",
+                    f"{seconds:.1f}",
+                    f"under half of Keras's {cold[BASELINE]:.1f}",
+                    seconds < COLD_TARGET * cold[BASELINE],
+                )
+            )
+    rows.append(
+        Verdict(
+            "resident MB over the studies",
+            f"{memory[0]:,} at first, {max(memory):,} at most",
+            f"flat (+{MEMORY_TARGET:.0%} at most)",
+            max(memory) <= memory[0] * (1 + MEMORY_TARGET),
+        )
+    )
+    return rows
+
+
 def show(result: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table("hybrid from HU", "batch", "slices/s", "against Keras", "must be", "of the floor")
-    for name, row in result["engines"].items():
-        for batch, one in row["batches"].items():
+    for name, entry in result["engines"].items():
+        for batch, one in entry["batches"].items():
             target = TARGETS.get((name, int(batch)))
             share = result["share_of_floor"].get(name, {}).get(batch)
             table.add_row(
@@ -204,9 +281,12 @@ def show(result: dict[str, Any]) -> None:
                 f"{share:.2f}" if share else "",
             )
     console.print(table)
+    reached = Table("what", "measured", "must be", "")
+    for row in verdicts(result):
+        reached.add_row(*row[:3], "met" if row.met else "not met")
+    console.print(reached)
     for key in ("gflop_per_slice", "matrix_gflops", "cold_start_seconds", "study", "memory_mb"):
         console.print(f"{key}: {result[key]}")
-    console.print({name: f"logits off by {row['logits_off']:.1e}" for name, row in result["engines"].items()})
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -225,6 +305,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = [arm for arm in args.arms if arm not in ARMS]
     if unknown:
         raise InputError("bad-argument", f"arms must be of {', '.join(ARMS)}; received {', '.join(unknown)}")
+    if "openvino" not in args.engines or not set(args.engines) <= set(ENGINES):
+        raise InputError(
+            "bad-argument",
+            f"engines must be of {', '.join(ENGINES)}, openvino among them, which the floor and the studies"
+            f" are measured with; received {', '.join(args.engines)}",
+        )
     args.batches, args.peak_rounds, args.cold_rounds = BATCHES, 3, 3
     if args.quick:
         args.rounds, args.peak_rounds, args.cold_rounds, args.studies = 1, 1, 1, min(args.studies, 3)

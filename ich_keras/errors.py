@@ -17,6 +17,7 @@ REASONS = {
     "not-a-file": "a folder, pipe or device stands where a file was expected",
     "unreadable-file": "the operating system refused to open or read the file",
     "not-dicom": "the file is not DICOM",
+    "damaged-file": "the file is named like a slice or lies among slices, and is not DICOM",
     "truncated": "the file ends before its pixels do",
     "no-pixels": "the file holds no pixel data",
     "bad-header": "a header element that is needed is missing or makes no sense",
@@ -38,6 +39,9 @@ REASONS = {
     "other-body-part": "the header names another part of the body than the head",
     "thinned": "the slice lies between the steps of --every-mm",
     "prediction-failed": "the model failed on a study",
+    "writing-failed": "a study's results could not be made into files",
+    "only-derived": "the study has reformatted or derived slices alone, and these are not read",
+    "own-results": "a folder of results that predict.py wrote",
     "no-scan": "no axial slices of head CT are in what was given",
     # a data set
     "no-data": "the data folder or its label file is missing",

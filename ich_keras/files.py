@@ -41,6 +41,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _make_folders(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, so that they would outlast a power cut."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _sync(made.parent)
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path to write; it becomes `path` only if the block ends without an error.
@@ -49,7 +57,7 @@ def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterato
         durable: wait until the file would outlast a power cut.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(path.parent)
     temporary = _temporary(path)
     try:
         yield temporary
@@ -68,7 +76,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; expected a folder or nothing")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(path.parent)
     temporary = _temporary(path)
     temporary.mkdir()
     try:

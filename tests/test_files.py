@@ -132,3 +132,12 @@ def test_hashes(tmp_path):
     assert sha256_of_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_the_folders_made_for_a_file_are_synced_into_those_above(tmp_path, monkeypatch, whole):
+    synced = []
+    monkeypatch.setattr(files, "_sync", synced.append)
+    with whole(tmp_path / "runs" / "paper" / "new") as temporary:
+        temporary.touch()
+    assert {tmp_path, tmp_path / "runs", tmp_path / "runs" / "paper"} <= set(synced)

@@ -75,8 +75,12 @@ def open_member(archive: BinaryIO, member: Member) -> Iterator[tuple[BinaryIO, i
     """
     if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise _damaged("encrypted or compressed in an unusual way")
-    archive.seek(member.header_offset)
-    local = archive.read(30)
+    try:
+        archive.seek(member.header_offset)
+        local = archive.read(30)
+    except (OSError, OverflowError, ValueError):
+        # No file is as long as eight bytes can say.
+        raise _damaged("not where the archive's directory says") from None
     if len(local) != 30 or local[:4] != b"PK\3\4":
         raise _damaged("not where the archive's directory says")
     name_length, extra_length = struct.unpack_from("<HH", local, 26)

@@ -14,7 +14,9 @@ _TAGS = {
     "sop_class": 0x0008_0016,
     "instance": 0x0008_0018,
     "modality": 0x0008_0060,
+    "name": 0x0010_0010,
     "patient": 0x0010_0020,
+    "birth_date": 0x0010_0030,
     "body_part": 0x0018_0015,
     "study": 0x0020_000D,
     "series": 0x0020_000E,
@@ -30,12 +32,14 @@ class Description:
 
     Attributes:
         patient, study, series, instance: pseudonyms, as `ct.dicom.pseudonym` makes them.
+        person: a hash of the patient's name and birth date, which tell patients without an ID apart.
         modality, sop_class, body_part: as written, body_part (PS3.16 annex L) in capitals.
         image_type: the values of ImageType (PS3.3 section C.7.6.1.1.2), in capitals.
         number: InstanceNumber.
     """
 
     patient: str = ""
+    person: str = ""
     study: str = ""
     series: str = ""
     instance: str = ""
@@ -61,8 +65,10 @@ def describe(file: BinaryIO, size: int) -> Description:
         return values.get(_TAGS[name], b"").decode("latin-1").strip(" \0")
 
     number = text("number")
+    person = text("name"), text("birth_date")
     return Description(
         patient=pseudonym(text("patient")),
+        person=pseudonym("/".join(person)) if any(person) else "",
         study=pseudonym(text("study")),
         series=pseudonym(text("series")),
         instance=pseudonym(text("instance")),

@@ -9,10 +9,10 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset
 
-import ich_keras
 from ich_keras.errors import SliceError
 from ich_keras.files import fingerprint, whole_file
-from ich_keras.inference.dicom_source import SourceError, SourceStudy, quiet, read_source_study
+from ich_keras.inference.dicom_source import PATIENT, SourceError, SourceStudy, quiet, read_source_study
+from ich_keras.inference.outputs import software
 from ich_keras.inference.results import StudyResult
 from ich_keras.inference.secondary_capture import secondary_captures
 from ich_keras.inference.structured_report import structured_report
@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 def write_dicom(study: StudyResult, folder: Path, *, sr: bool, sc: bool) -> str:
     """Writes a study's DICOM objects as `report-<hash>.dcm` and `key-slice-<hash>.dcm`, all or none.
 
-    The objects belong to the source's study and name its patient. Their UIDs depend on the source, the model,
-    the thresholds and this package's version alone, so that an archive that gets them twice has them once.
+    The objects belong to the source's study and name its patient. Their UIDs depend on the source, on how
+    many slices were read and expected, the model, the thresholds and this package's files alone, so that an
+    archive that gets them twice has them once.
 
     Args:
         study: the result.
@@ -55,12 +56,13 @@ def write_dicom(study: StudyResult, folder: Path, *, sr: bool, sc: bool) -> str:
 def _objects(study: StudyResult, source: SourceStudy, sr: bool, sc: bool) -> Iterator[tuple[str, Dataset]]:
     """File names and objects, still without the patient."""
     key = (
-        ich_keras.__version__,
+        software()["sha256"],
         study.model_sha256,
+        study.expected,
         fingerprint([float(threshold) for threshold in study.thresholds]),
         fingerprint([str(one.SOPInstanceUID) for one in source.slices]),
         # Two patients may share a study UID by mistake; a map changes the picture.
-        fingerprint([str(source.identity.PatientID), sorted(study.maps)]),
+        fingerprint([[str(source.identity[keyword].value) for keyword in PATIENT], sorted(study.maps)]),
     )
     reports = [structured_report(study, source, key)] if sr else []
     for result in chain(reports, secondary_captures(study, source, key) if sc else ()):

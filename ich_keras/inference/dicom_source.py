@@ -10,6 +10,7 @@ import logging
 import re
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ ALWAYS = (
 )
 """Of the patient and the study, what every object must have, empty where unknown (type 2)."""
 
+PATIENT = ("PatientName", "PatientID", "PatientBirthDate")
+"""Who a slice's patient is: the same in every slice of a study, or the study has no objects."""
+
 IF_PRESENT = (
     "IssuerOfPatientID",
     "OtherPatientNames",
@@ -63,7 +67,12 @@ _GEOMETRY = {
     "ImageOrientationPatient": 6,
 }
 _REFERENCE = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Rows", "Columns")
-_TERMS = {"PatientSex": ("M", "F", "O"), "PatientIdentityRemoved": ("YES", "NO")}
+_BURNED_IN = "BurnedInAnnotation"
+_TERMS = {
+    "PatientSex": ("M", "F", "O"),
+    "PatientIdentityRemoved": ("YES", "NO"),
+    _BURNED_IN: ("YES", "NO"),
+}
 _CHARACTER_SET = 0x0008_0005
 _BREAKS = dict.fromkeys(map(ord, "\r\n\f"))
 
@@ -73,8 +82,10 @@ class SourceStudy:
     """What the DICOM objects of a study refer to.
 
     Attributes:
-        slices: for each slice its UIDs, matrix size and, where the header has it, its geometry.
-        identity: the patient and study elements, with their SpecificCharacterSet.
+        slices: for each slice its UIDs, matrix size and, where the header has it, its geometry and
+            BurnedInAnnotation.
+        identity: the patient and study elements, with their SpecificCharacterSet; of all slices the same
+            patient.
     """
 
     slices: tuple[Dataset, ...]
@@ -92,15 +103,17 @@ def read_source_study(sources: Sequence[Source]) -> SourceStudy:
         sources: the files of the study's slices.
 
     Raises:
-        SourceError: no slices, not CT Image Storage, or no valid UIDs.
+        SourceError: no slices, not CT Image Storage, no valid UIDs, an instance UID that two slices share,
+            or slices of different studies or patients.
         SliceError: a file can't be read any more.
     """
     if not sources:
         raise SourceError("no slice was read")
-    slices = []
+    slices, patients = [], set()
     for source in sources:
-        found = _read(source, (*_REFERENCE, *_GEOMETRY))
+        found = _read(source, (*_REFERENCE, *_GEOMETRY, _BURNED_IN, *PATIENT))
         slices.append(_reference(found))
+        patients.add(tuple(str(found[keyword].value) if keyword in found else "" for keyword in PATIENT))
     for keyword, what in (
         ("StudyInstanceUID", "valid study UID"),
         ("SeriesInstanceUID", "valid series UID"),
@@ -114,6 +127,11 @@ def read_source_study(sources: Sequence[Source]) -> SourceStudy:
         raise SourceError("the SOP class is not CT Image Storage")
     if len({one.StudyInstanceUID for one in slices}) > 1:
         raise SourceError("the slices belong to different studies")
+    if len(patients) > 1:
+        raise SourceError("the slices name different patients")
+    counts = Counter(one.SOPInstanceUID for one in slices)
+    if shared := sum(count for count in counts.values() if count > 1):
+        raise SourceError(f"{shared} of {len(slices)} slices share their SOP instance UID with another slice")
     identity = _identity(_read(sources[0], (*ALWAYS, *IF_PRESENT)))
     return SourceStudy(tuple(slices), identity)
 
@@ -212,7 +230,7 @@ def _validate(element: DataElement) -> None:
 def _reference(found: dict[str, DataElement]) -> Dataset:
     one = Dataset()
     one.Modality = "CT"
-    for keyword in _REFERENCE:
+    for keyword in (*_REFERENCE, _BURNED_IN):
         if keyword in found:
             one.add(found[keyword])
     for keyword, count in _GEOMETRY.items():

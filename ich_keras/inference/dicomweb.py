@@ -120,7 +120,7 @@ class _Server:
         self._session = requests.Session()
         self._session.auth = _login()
         self._session.hooks["response"] = [self._watch]
-        self._status = 0
+        self._status, self._warning = 0, ""
         host = urlsplit(url).hostname or ""
         if self._session.auth and url.startswith("http:") and not host.startswith(("127.", "localhost")):
             logger.warning("the login and the scan go to %s unencrypted; use https", host)
@@ -140,39 +140,47 @@ class _Server:
 
     def ct_instances(self, study: str) -> list[tuple[str, str]]:
         """The study's CT instances: (series UID, SOP instance UID)."""
-        series = list(self._pages("series", "0020000E", study_instance_uid=study))
+        series = dict(self._pages("series", "0020000E", study_instance_uid=study))
         if not series:
             raise InputError(
                 "study-not-found", f"{self._url} has no such study; check the study UID and the archive"
             )
-        wanted = [uid for uid, modality in series if modality in ("", "CT")]
+        wanted = [uid for uid, row in series.items() if _value(row, "00080060") in ("", "CT")]
         if not wanted:
             raise InputError("not-ct", f"none of the study's {len(series)} series is CT")
-        return [
-            (one, instance)
-            for one in wanted
-            for instance, _ in self._pages(
-                "instances", "00080018", study_instance_uid=study, series_instance_uid=one
-            )
-        ]
+        found = []
+        for one in wanted:
+            search = {"study_instance_uid": study, "series_instance_uid": one}
+            instances = [uid for uid, _ in self._pages("instances", "00080018", **search)]
+            if not instances:
+                raise self._bad("a CT series with no instances")
+            # Number of Series Related Instances, where the server says it.
+            expected = _value(series[one], "00201209")
+            if expected.isdecimal() and len(instances) < int(expected):
+                raise self._bad(f"{len(instances):,} of the {int(expected):,} instances of a series")
+            found += [(one, instance) for instance in instances]
+        return found
 
-    def _pages(self, what: str, key: str, **search: str) -> Iterator[tuple[str, str]]:
-        """Rows of QIDO-RS (PS3.18 section 10.6), each once: (UID, modality)."""
+    def _pages(self, what: str, key: str, **search: str) -> Iterator[tuple[str, dict]]:
+        """Rows of QIDO-RS (PS3.18 section 10.6), each once: (UID, row)."""
         find = getattr(self._client, f"search_for_{what}")
         seen: set[str] = set()
         while True:
             with self._translated():
                 rows = find(limit=PAGE, offset=len(seen), **search)
-                found = [(_value(row, key), _value(row, "00080060")) for row in rows]
+                found = {_value(row, key): row for row in rows}
             # A server may send fewer rows than asked for, all of them, or, knowing no offset, the same again.
-            new = [(uid, modality) for uid, modality in dict(found).items() if uid not in seen]
-            if not all(is_uid(uid) for uid, _ in new):
+            new = {uid: row for uid, row in found.items() if uid not in seen}
+            if not all(map(is_uid, new)):
                 raise self._bad("rows without a valid UID")
-            yield from new
-            seen.update(uid for uid, _ in new)
+            yield from new.items()
+            seen.update(new)
             if len(seen) > MAX_ROWS:
                 raise self._bad(f"more than {MAX_ROWS:,} rows")
             if not new:
+                if self._warning.startswith("299"):
+                    # More results than it sent (PS3.18 section 8.3.4.4), but never others.
+                    raise self._bad(f"only some of the {what}, whatever page is asked for")
                 return
 
     def instance(self, study: str, series: str, instance: str) -> bytes:
@@ -271,6 +279,7 @@ class _Server:
     def _watch(self, response: requests.Response, **_: object) -> None:
         """Bounds the size of an answer and the time it may take, however slowly it trickles."""
         self._status = response.status_code
+        self._warning = response.headers.get("Warning", "").strip()
         media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if media_type in _STORE_ANSWERS:
             # The client does not know the type with parameters behind it.

@@ -23,16 +23,22 @@ import numpy as np
 
 import ich_keras
 from ich_keras.errors import InputError, SliceError
-from ich_keras.files import fingerprint, sha256_of_file, whole_file, whole_folder, write_json
+from ich_keras.files import (
+    fingerprint,
+    remove_temporary,
+    sha256_of_file,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from ich_keras.inference import pictures, report
-from ich_keras.inference.results import Skipped, StudyResult
-from ich_keras.inference.series import Study
+from ich_keras.inference.results import STUDY, Skipped, StudyResult, read_entry
+from ich_keras.inference.series import FAILURES, Study
 from ich_keras.labels import LABELS
 from ich_keras.models.engines import Engine
 
 logger = logging.getLogger(__name__)
 
-STUDY = "study.json"
 STUDIES = "studies.json"
 REPORT = "report.html"
 SLICES = "slices.csv"
@@ -58,13 +64,22 @@ def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def remove_results(out: Path) -> None:
-    """Removes the studies' folders of earlier runs, and nothing else."""
+    """Removes the studies' folders of earlier runs and what was said of them together, and nothing else."""
+    for name in (STUDIES, REPORT, SKIPPED):
+        (out / name).unlink(missing_ok=True)
     for folder in _study_folders(out):
         shutil.rmtree(folder)
 
 
+def remove_leftovers(out: Path) -> None:
+    """Removes the half-written folders of a run that was killed. No other may be writing there."""
+    if out.is_dir():
+        with _locked(out):
+            remove_temporary(out)
+
+
 def _study_folders(out: Path) -> list[Path]:
-    return [path for path in sorted(out.iterdir()) if _read_entry(path)] if out.is_dir() else []
+    return [path for path in sorted(out.iterdir()) if read_entry(path)] if out.is_dir() else []
 
 
 @functools.cache
@@ -80,26 +95,23 @@ def software() -> dict[str, str]:
 def made_from(study: Study, engine: Engine, options: Any) -> str:
     """The fingerprint of all that a study's results depend on: files, model, options, software."""
     asked = asdict(options)
-    del asked["resume"], asked["parts"], asked["part"]
+    del asked["resume"], asked["overwrite"], asked["parts"], asked["part"]
     asked["thresholds"] = options.thresholds.values.tolist()
     files = sorted([entry.path, entry.size, entry.modified] for entry in study.sources)
-    return fingerprint([files, engine.model_sha256, engine.name, asked, software()["version"]])
+    return fingerprint([files, engine.model_sha256, engine.name, asked, software()["sha256"]])
 
 
 def finished(out: Path, study: str, made_from: str) -> dict[str, Any] | None:
-    """A study's entry, if its folder is whole and made from the same; None else, and where it had failed."""
-    entry = _read_entry(out / study)
+    """A study's entry, if its folder is whole and made from the same.
+
+    None else, and where it had failed or a file could not be read: a disk or a network may be there again.
+    """
+    entry = read_entry(out / study)
     if entry is None or entry.get("made_from") != made_from or entry.get("state") == "failed":
         return None
-    return entry if all((out / study / name).is_file() for name in entry["files"]) else None
-
-
-def _read_entry(folder: Path) -> dict[str, Any] | None:
-    try:
-        entry = json.loads((folder / STUDY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if "unreadable-file" in entry["skipped"]:
         return None
-    return entry if isinstance(entry, dict) and entry.get("study") == folder.name else None
+    return entry if all((out / study / name).is_file() for name in entry["files"]) else None
 
 
 def write_study(
@@ -130,7 +142,7 @@ def write_study(
             "study": study.id,
             "patient": study.patient,
             "state": _state(result),
-            "error": error,
+            "error": error or _only_derived(result),
             **_findings(result),
             "slices": {
                 "read": len(result.slices) if result else 0,
@@ -140,10 +152,11 @@ def write_study(
             "skipped": count_reasons(skipped),
             "note": study.note,
             "pictures": _pictures(folder, result) if result else [],
-            "dicom": _dicom(folder, result, options),
+            "dicom": _dicom(folder, study, result, options),
             "seconds": round(result.seconds, 3) if result else None,
             "engine": engine.name,
             "model_sha256": engine.model_sha256,
+            "synthetic": bool(engine.metadata.get("synthetic")),
             "software": software(),
             "made_from": made_from,
         }
@@ -159,6 +172,14 @@ def _state(result: StudyResult | None) -> str:
     if not result.expected:
         return "skipped"
     return "complete" if len(result.slices) == result.expected else "partial"
+
+
+def _only_derived(result: StudyResult | None) -> str:
+    """ "only-derived" where the one thing that may show the head was not read; it is to be looked at."""
+    if result is None or _state(result) != "skipped":
+        return ""
+    reasons = {entry.reason for entry in result.skipped}
+    return "" if reasons.isdisjoint(("reformat", "derived")) else "only-derived"
 
 
 def _findings(result: StudyResult | None) -> dict[str, Any]:
@@ -207,6 +228,11 @@ def count_reasons(skipped: Iterable[Skipped]) -> dict[str, int]:
     return dict(Counter(entry.reason for entry in skipped).most_common())
 
 
+def count_lost(others: Iterable[Skipped]) -> int:
+    """How many files of no study may be slices: any study may lack them."""
+    return sum(entry.reason in FAILURES for entry in others)
+
+
 @contextmanager
 def _table(path: Path) -> Iterator[Any]:
     # A file name need not be valid UTF-8.
@@ -250,12 +276,14 @@ def _pictures(folder: Path, result: StudyResult) -> list[dict[str, Any]]:
         return []
 
 
-def _dicom(folder: Path, result: StudyResult | None, options: Any) -> dict[str, Any] | None:
+def _dicom(folder: Path, study: Study, result: StudyResult | None, options: Any) -> dict[str, Any] | None:
     """Which DICOM files were written, or why none; None where none was asked for."""
     if not (options.dicom_sr or options.dicom_sc):
         return None
     if result is None or not result.slices:
         return {"files": [], "reason": "no slice was read"}
+    if study.no_dicom:
+        return {"files": [], "reason": study.no_dicom}
     from ich_keras.inference.dicom_output import write_dicom
 
     reason = write_dicom(result, folder, sr=options.dicom_sr, sc=options.dicom_sc)
@@ -274,7 +302,7 @@ def write_summary(out: Path, engine: Engine, others: Sequence[Skipped]) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        entries = [entry for path in sorted(out.iterdir()) if (entry := _read_entry(path))]
+        entries = [entry for path in sorted(out.iterdir()) if (entry := read_entry(path))]
         entries.sort(key=urgency)
         metadata = engine.metadata
         document = {
@@ -293,6 +321,7 @@ def write_summary(out: Path, engine: Engine, others: Sequence[Skipped]) -> None:
                 **Counter(entry["state"] for entry in entries),
             },
             "files_of_no_study": count_reasons(others),
+            "files_lost": count_lost(others),
             "studies": entries,
         }
         with whole_file(out / SKIPPED) as temporary:
@@ -315,6 +344,8 @@ def urgency(entry: Mapping[str, Any]) -> tuple:
     if entry["flagged"]:
         rank = 0
     else:
-        rank = {"failed": 1, "partial": 1, "complete": 2, "skipped": 3}[entry["state"]]
+        rank = {"failed": 1, "partial": 1, "complete": 2, "skipped": 1 if entry["error"] else 3}[
+            entry["state"]
+        ]
     score = entry["score"]["max"]["any"] if entry["score"] else 0.0
     return rank, -score, entry["study"]

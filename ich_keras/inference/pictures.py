@@ -6,6 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ich_keras.ct.orientation import edges
 from ich_keras.ct.preprocess import slice_to_image
 from ich_keras.inference.explanation import write_overlays
 from ich_keras.inference.results import StudyResult
@@ -14,9 +15,6 @@ from ich_keras.labels import LABELS, WINDOWS
 
 SIDE = 288
 """Pixels of a window's side."""
-
-MOST = 6
-"""At most so many key slices of a study are drawn."""
 
 _QUALITY = 85
 
@@ -30,7 +28,7 @@ def drawn_slices(result: StudyResult) -> list[int]:
         for label in labels
         if rank < len(result.key_slices[label])
     ]
-    return list(dict.fromkeys(ranked))[:MOST]
+    return list(dict.fromkeys(ranked))
 
 
 def write_pictures(folder: Path, result: StudyResult) -> list[dict[str, Any]]:
@@ -38,8 +36,8 @@ def write_pictures(folder: Path, result: StudyResult) -> list[dict[str, Any]]:
 
     Returns:
         For each slice drawn `id`, `z_mm`, `labels` (flagged labels it is a key slice of, with its
-        probability), `windows` (file by window) and `overlays` (for each label the files of the arms' mean
-        and of each arm).
+        probability), `edges` (the patient's side at each edge, None where unknown), `windows` (file by
+        window) and `overlays` (for each label the files of the arms' mean and of each arm).
 
     Raises:
         SliceError: the slice's file can't be read any more.
@@ -59,11 +57,13 @@ def write_pictures(folder: Path, result: StudyResult) -> list[dict[str, Any]]:
             data = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
             (folder / windows[window.name]).write_bytes(data.tobytes())
         maps = result.maps.get(place, {})
+        sides = edges(entry.orientation)
         drawn.append(
             {
                 "id": entry.id,
                 "z_mm": None if np.isnan(entry.z_mm) else round(entry.z_mm, 3),
                 "labels": labels,
+                "edges": None if sides is None else sides._asdict(),
                 "windows": windows,
                 "overlays": {
                     label: [path.name for path in write_overlays(folder, entry.id, hu, maps, label)]

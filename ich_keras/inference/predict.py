@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from ich_keras.evaluation.studies import AGGREGATES, mean_of_highest
 from ich_keras.inference import outputs
 from ich_keras.inference.results import Skipped, SliceResult, StudyResult
 from ich_keras.inference.scan import find_sources, read_source
-from ich_keras.inference.series import FAILURES, Slice, Study, group_studies, in_part, read_files
+from ich_keras.inference.series import Slice, Study, group_studies, in_part, read_files
 from ich_keras.inference.thresholds import Thresholds
 from ich_keras.labels import LABELS
 from ich_keras.models.engines import MAPS, Engine
@@ -49,6 +50,7 @@ class Options:
         explain: whether to write class activation maps.
         dicom_sr, dicom_sc: which DICOM objects to write.
         resume: leave out studies whose results are there, made of the same files, model and options.
+        overwrite: remove the results that are there, once slices to read were found.
         parts, part: predict the studies of one of so many disjoint parts, counted from 0.
     """
 
@@ -58,15 +60,18 @@ class Options:
     dicom_sr: bool = False
     dicom_sc: bool = False
     resume: bool = False
+    overwrite: bool = False
     parts: int = 1
     part: int = 0
 
 
 class Outcome(NamedTuple):
-    """The studies of this run as they stand in studies.json, and the command's exit code."""
+    """The studies of this run as they stand in studies.json, the command's exit code, and how many files that
+    may be slices belong to no study."""
 
     studies: list[dict[str, Any]]
     exit_code: int
+    lost: int = 0
 
 
 def predict_scans(scans: Sequence[Path], engine: Engine, out: Path, options: Options) -> Outcome:
@@ -84,6 +89,7 @@ def predict_scans(scans: Sequence[Path], engine: Engine, out: Path, options: Opt
     Raises:
         InputError: "bad-argument" for a SCAN that does not exist; "no-scan" where nothing in the scans can be
             predicted.
+        OSError: the results can't be written.
     """
     done: list[dict[str, Any]] = []
     others: list[Skipped] = []
@@ -91,18 +97,30 @@ def predict_scans(scans: Sequence[Path], engine: Engine, out: Path, options: Opt
     try:
         with _progress() as progress:
             studies, others = _find_studies(scans, out, options, progress)
+            something = any(study.slices or study.unread for study in studies)
+            if options.overwrite and not something:
+                raise InputError("no-scan", _nothing_found(studies, others))
+            if options.parts == 1:
+                outputs.remove_leftovers(out)
+            if options.overwrite:
+                outputs.remove_results(out)
             mine = [study for study in studies if in_part(study, options.part, options.parts)]
             _predict_all(mine, engine, out, options, progress, done)
     except KeyboardInterrupt:
         stopped = True
+    except OSError:
+        # The disk may be full: what was written so far is still to be found, if that can be written.
+        with suppress(OSError):
+            outputs.write_summary(out, engine, others)
+        raise
     outputs.write_summary(out, engine, others)
+    lost = outputs.count_lost(others)
     if stopped:
-        return Outcome(done, EXIT_STOPPED)
-    if not any(study.slices or study.unread for study in studies):
+        return Outcome(done, EXIT_STOPPED, lost)
+    if not something:
         raise InputError("no-scan", _nothing_found(studies, others))
     failed = any(entry["state"] in ("partial", "failed") for entry in done)
-    failed |= any(entry.reason in FAILURES for entry in others)
-    return Outcome(done, EXIT_SOME_FAILED if failed else EXIT_DONE)
+    return Outcome(done, EXIT_SOME_FAILED if failed or lost else EXIT_DONE, lost)
 
 
 def check_model(engine: Engine, explain: bool) -> None:
@@ -168,7 +186,7 @@ def _predict_all(
         entry = outputs.finished(out, study.id, made_from) if options.resume else None
         if entry is None:
             result, error = _predict_or_say(study, engine, options, lambda n: progress.advance(task, n))
-            entry = outputs.write_study(out, study, result, error, made_from, engine, options)
+            entry = _write_or_say(out, study, result, error, made_from, engine, options)
         else:
             progress.advance(task, len(study.slices))
         done.append(entry)
@@ -187,6 +205,28 @@ def _predict_or_say(
         logger.debug("study %s", study.id, exc_info=True)
         return None, "prediction-failed"
     return result, ""
+
+
+def _write_or_say(
+    out: Path, study: Study, result: StudyResult | None, error: str, *how: Any
+) -> dict[str, Any]:
+    """The study's entry; where its files can't be made it is written as failed, and the others go on.
+
+    Raises:
+        OSError: the disk is full, or the like: it would be so for the others too.
+    """
+    try:
+        return outputs.write_study(out, study, result, error, *how)
+    except OSError:
+        raise
+    except Exception as failure:
+        logger.error(
+            "study %s: its results could not be written (%s); the others go on",
+            study.id,
+            type(failure).__name__,
+        )
+        logger.debug("study %s", study.id, exc_info=True)
+        return outputs.write_study(out, study, None, "writing-failed", *how)
 
 
 def predict_study(
@@ -239,7 +279,7 @@ def predict_study(
 
 
 def _slice_result(entry: Slice, probabilities: dict[str, np.ndarray]) -> SliceResult:
-    return SliceResult(entry.id, entry.source, entry.z_mm, probabilities, entry.series)
+    return SliceResult(entry.id, entry.source, entry.z_mm, probabilities, entry.series, entry.orientation)
 
 
 def _check_probabilities(values: dict[str, np.ndarray], count: int) -> None:
@@ -279,6 +319,9 @@ def _decode(slices: Sequence[Slice], places: Sequence[int]) -> Decoded:
             read.append(place)
         except SliceError as error:
             unread.append(Skipped(slices[place].source, error.reason, str(error)))
+        except Exception as error:
+            detail = f"reading it failed ({type(error).__name__})"
+            unread.append(Skipped(slices[place].source, "unreadable-file", detail))
     return read, np.stack(hu) if hu else np.empty((0, 1, 1), np.float32), unread
 
 

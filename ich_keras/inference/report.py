@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ PICTURED = 40
 """So many flagged studies are shown with pictures, the most urgent ones; the others' are in their folders."""
 
 SLICES = 3
-"""So many key slices of each."""
+"""So many key slices of each at least; the highest of every flagged label is shown."""
 
 _QUALITY = 80
 
@@ -37,16 +38,23 @@ def html(document: Mapping[str, Any], folder: Path) -> str:
         document=document,
         studies=studies,
         flagged=flagged,
-        unread=[entry for entry in studies if entry["state"] in ("failed", "partial")],
+        unread=[entry for entry in studies if entry["state"] in ("failed", "partial") or entry["error"]],
         pictures={entry["study"]: _pictures(entry, folder) for entry in flagged[:PICTURED]},
         pictured=PICTURED,
         overlays=any(drawn["overlays"] for entry in flagged for drawn in entry["pictures"]),
         skipped=_skipped(document),
+        synthetic=document["model"]["synthetic"] or any(entry.get("synthetic") for entry in studies),
+        models=list(dict.fromkeys([document["model"]["sha256"], *(e["model_sha256"] for e in studies)])),
         operating_points=_operating_points(studies),
         reasons=REASONS,
         labels=LABELS,
         arms=[ARMS[arm].title if arm in ARMS else arm for arm in document["model"]["arms"]],
     )
+
+
+def score_text(score: float, threshold: float) -> str:
+    """A score with three digits; one below its threshold is rounded down, lest it seem to reach it."""
+    return f"{math.floor(round(score * 1000, 6)) / 1000 if score < threshold else score:.3f}"
 
 
 @functools.cache
@@ -59,13 +67,18 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["score"] = score_text
     return environment.get_template("worklist.html.j2")
 
 
 def _operating_points(studies: list[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, float]]]:
     """Those of the studies, each once: a folder that was gone on with may hold several."""
-    found = {entry["threshold_source"]: entry["thresholds"] for entry in studies if entry["thresholds"]}
-    return list(found.items())
+    found = {
+        (entry["threshold_source"], tuple(entry["thresholds"].items())): entry["thresholds"]
+        for entry in studies
+        if entry["thresholds"]
+    }
+    return [(source, thresholds) for (source, _), thresholds in found.items()]
 
 
 def _skipped(document: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -77,16 +90,28 @@ def _skipped(document: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _pictures(entry: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """The pictures of a study's first key slices: for each its caption's facts and the images."""
+    """The pictures of a study's first key slices: for each its caption's facts and the images.
+
+    The highest slice of each label comes with that label's overlay, other slices with that of the subtype
+    they speak for most.
+    """
+    top = {label: keys[0]["id"] for label, keys in entry["key_slices"].items()}
     shown = []
-    for drawn in entry["pictures"][:SLICES]:
+    for k, drawn in enumerate(entry["pictures"]):
+        labels = [label for label, name in top.items() if name == drawn["id"]]
+        if k >= SLICES and not labels:
+            continue
         images = [
             (f"{name} window", folder / entry["study"] / file) for name, file in drawn["windows"].items()
         ]
-        if drawn["overlays"]:
-            # The label that the slice speaks for most; the first of its files is the mean of the arms.
-            label = max(drawn["overlays"], key=lambda name: drawn["labels"][name])
-            images.append((f"what speaks for {label}", folder / entry["study"] / drawn["overlays"][label][0]))
+        if drawn["overlays"] and not labels:
+            labels = [max(drawn["overlays"], key=lambda name: (name != "any", drawn["labels"][name]))]
+        # The first of a label's files is the mean of the arms.
+        images += [
+            (f"what speaks for {label}", folder / entry["study"] / drawn["overlays"][label][0])
+            for label in labels
+            if label in drawn["overlays"]
+        ]
         shown.append(
             {**drawn, "images": [(title, source) for title, path in images if (source := _source(path))]}
         )

@@ -1,11 +1,27 @@
 """What a scan came to: the values that the tables, the report and the DICOM objects are made from."""
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from ich_keras.ct.description import Description
+from ich_keras.ct.dicom import SliceHeader
+
+STUDY = "study.json"
+
+
+def read_entry(folder: Path) -> dict[str, Any] | None:
+    """What a study's folder says of itself; None where it is no folder of results."""
+    try:
+        entry = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and entry.get("study") == folder.name else None
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class SliceResult:
         z_mm: place along the normal of its series, mm; NaN where unknown.
         probabilities: float32 `[6]` in the order of `LABELS`, under "probability" (the hybrid) and each arm.
         series: hash of its series, or RSNA's pseudonym.
+        orientation: ImageOrientationPatient; empty or NaN where unknown.
     """
 
     id: str
@@ -43,6 +60,7 @@ class SliceResult:
     z_mm: float
     probabilities: dict[str, np.ndarray]
     series: str = ""
+    orientation: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,21 @@ class Skipped:
     source: Source
     reason: str
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file with what its header says; `header` where it is a slice to be read, else why it is not."""
+
+    source: Source
+    description: Description
+    header: SliceHeader | None
+    reason: str = ""
+    detail: str = ""
+
+    @property
+    def skipped(self) -> Skipped:
+        return Skipped(self.source, self.reason, self.detail)
 
 
 @dataclass(frozen=True, eq=False)

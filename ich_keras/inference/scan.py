@@ -1,13 +1,14 @@
 """SCAN arguments to files: a DICOM file, a folder tree or a zip archive, and any number of each.
 
-Nothing is unpacked to disk, and nothing outside what was named is read: links to folders are not followed.
+Nothing is unpacked to disk. Links to folders are not followed; links to files are, wherever they lead, since
+exports are often made of them.
 What is no candidate for a slice is listed with the reason.
 """
 
 import os
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from ich_keras.ct.archive import Member, list_members, open_member
 from ich_keras.ct.dicom import read_hu
 from ich_keras.ct.elements import MAX_INFLATED, open_regular
 from ich_keras.errors import InputError, SliceError
-from ich_keras.inference.results import Skipped, Source
+from ich_keras.inference.results import STUDY, Skipped, Source, read_entry
 
 _DIRECTORY = "DICOMDIR"
 """The file's name on every DICOM medium (PS3.10 section 8.6)."""
@@ -64,11 +65,11 @@ def read_source(source: Source) -> np.ndarray:
 
 
 def _look(scan: Path, prefix: str, leave_out: Path | None) -> Iterator[Source | Skipped]:
-    if scan.is_dir():
+    if _is(scan.is_dir):
         yield from _look_into(scan, prefix, leave_out)
         return
     name = prefix.removesuffix("/") or scan.name
-    if scan.is_file() and _is_zip(scan):
+    if _is(scan.is_file) and _is_zip(scan):
         yield from _members(scan, name)
     else:
         yield _source(scan, name)
@@ -93,23 +94,34 @@ def _look_into(folder: Path, prefix: str, leave_out: Path | None) -> Iterator[So
         except OSError as error:
             yield _skip(prefix, "unreadable-file", f"the folder could not be listed: {error.strerror}")
             continue
+        if any(entry.name == STUDY for entry in entries) and read_entry(current):
+            yield _skip(prefix, "own-results", "the folder holds results of predict.py")
+            continue
         folders = []
         for entry in entries:
             name, path = prefix + entry.name, Path(entry.path)
             if entry.name.startswith("."):
                 yield _skip(name, "hidden-file", "hidden files and folders are not read")
-            elif entry.is_dir(follow_symlinks=False):
+            elif _is(partial(entry.is_dir, follow_symlinks=False)):
                 if leave_out is None or not _same(path, leave_out):
                     folders.append((path, f"{name}/"))
-            elif path.is_dir():
+            elif _is(path.is_dir):
                 yield _skip(name, "linked-folder", "a link to a folder is not followed")
             elif entry.name.upper() == _DIRECTORY:
                 yield _skip(name, "dicomdir", "a DICOMDIR holds no images")
-            elif entry.name.lower().endswith(_ARCHIVE) and path.is_file():
+            elif entry.name.lower().endswith(_ARCHIVE) and _is(path.is_file):
                 yield from _members(path, name)
             else:
                 yield _source(path, name)
         waiting.extend(reversed(folders))
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Whether something is a folder, or a file; what can't be asked is neither, and is listed later."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -131,10 +143,13 @@ def _source(path: Path, name: str) -> Source | Skipped:
 
 def _members(path: Path, name: str) -> Iterator[Source | Skipped]:
     try:
-        modified = path.stat().st_mtime_ns
+        status = path.stat()
         members = list_members(path)
     except (InputError, OSError):
         yield _skip(name, "unreadable-file", "the file can't be read as a zip archive")
+        return
+    if sum(member.compressed_size for member in members) > status.st_size:
+        yield _skip(name, "unreadable-file", "the archive's members overlap")
         return
     for member in members:
         inside = f"{name}!{member.name}"
@@ -154,7 +169,7 @@ def _members(path: Path, name: str) -> Iterator[Source | Skipped]:
                 inside, "unreadable-file", f"the member inflates to more than {MAX_INFLATED >> 20} MB"
             )
         else:
-            yield Source(inside, partial(_open_member, path, member), member.size, modified)
+            yield Source(inside, partial(_open_member, path, member), member.size, status.st_mtime_ns)
 
 
 @contextmanager

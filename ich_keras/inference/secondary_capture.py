@@ -80,8 +80,9 @@ def _capture(
     )
     if not _orientation(reference):
         image["PatientOrientation"].value = None
-    # What is burned in says nothing about who the patient is (PS3.3 section C.7.6.1.1).
-    image.BurnedInAnnotation = "NO"
+    # What is burned in here says nothing about who the patient is; what the scanner did may
+    # (PS3.3 section C.7.6.1.1).
+    image.BurnedInAnnotation = reference.get("BurnedInAnnotation", "NO")
     image.BodyPartExamined = "HEAD"
     image.ImageComments = f"Not for clinical use; {label}, probability {probability:.4f}"
     image.DerivationDescription = (

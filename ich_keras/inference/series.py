@@ -6,12 +6,14 @@ All axial series of a study are read, never one chosen among several.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from ich_keras.ct.description import Description, describe
-from ich_keras.ct.dicom import SliceHeader, pseudonym, read_header
+from ich_keras.ct.dicom import pseudonym, read_header
 from ich_keras.errors import SliceError
-from ich_keras.inference.results import Skipped, Source
+from ich_keras.inference.identity import patients_of, without_copies
+from ich_keras.inference.results import File, Skipped, Source
 
 
 def _words(text: str) -> frozenset[str]:
@@ -43,6 +45,7 @@ OTHER_BODY_PARTS = _words(
 FAILURES = frozenset(
     (
         "unreadable-file",
+        "damaged-file",
         "truncated",
         "no-pixels",
         "bad-header",
@@ -59,22 +62,10 @@ _MODALITIES = _words(
     ECG AU ES GM SM OP OPT XC FID PLAN
     """
 )
+_SUFFIXES = frozenset((".dcm", ".dicom", ".ima"))
+"""Of files that are slices by their name."""
+
 _DOSE_REPORT = "1.2.840.10008.5.1.4.1.1.88.67"
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file with what its header says; `header` where it is a slice to be read, else why it is not."""
-
-    source: Source
-    description: Description
-    header: SliceHeader | None
-    reason: str = ""
-    detail: str = ""
-
-    @property
-    def skipped(self) -> Skipped:
-        return Skipped(self.source, self.reason, self.detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +78,7 @@ class Slice:
     rows: int
     columns: int
     source: Source
+    orientation: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +91,7 @@ class Study:
         slices: to be read, in order along the normal, series after series.
         skipped: the others.
         note: what a reader should know of it.
+        no_dicom: why no DICOM object can refer to it, "" where one may.
     """
 
     id: str
@@ -106,6 +99,7 @@ class Study:
     slices: tuple[Slice, ...]
     skipped: tuple[Skipped, ...]
     note: str = ""
+    no_dicom: str = ""
 
     @property
     def sources(self) -> list[Source]:
@@ -118,7 +112,7 @@ class Study:
 
 
 def read_file(source: Source) -> File:
-    """Reads a file's header and judges whether it is an axial slice of a head."""
+    """Reads a file's header and judges whether it is an axial slice of a head. Nothing is raised."""
     description = Description()
     try:
         with source.open() as (file, size):
@@ -129,6 +123,10 @@ def read_file(source: Source) -> File:
             header = read_header(file, size)
     except SliceError as error:
         return File(source, description, None, error.reason, str(error))
+    except Exception as error:
+        # One file never stops the others, and the text of a foreign error may hold what stands in it.
+        detail = f"reading it failed ({type(error).__name__})"
+        return File(source, description, None, "unreadable-file", detail)
     tilt = tilt_degrees(header.orientation)
     if tilt > MAX_TILT:
         detail = f"the slice is tilted by {tilt:.0f} degrees; up to {MAX_TILT:.0f} is called axial"
@@ -146,13 +144,13 @@ def _kind(description: Description) -> tuple[str, str]:
         return "not-ct", f"Modality is {named}; expected CT"
     if "LOCALIZER" in words:
         return "localizer", "ImageType says LOCALIZER"
+    if description.body_part.replace(" ", "").replace("_", "") in OTHER_BODY_PARTS:
+        return "other-body-part", "BodyPartExamined is not the head"
     for value in description.image_type:
         if not REFORMATS.isdisjoint({value, *value.replace("_", " ").split()}):
             return "reformat", "ImageType says that the slice was cut or projected from a volume"
     if description.image_type[:2] == ("DERIVED", "SECONDARY"):
         return "derived", "ImageType says DERIVED\\SECONDARY"
-    if description.body_part.replace(" ", "").replace("_", "") in OTHER_BODY_PARTS:
-        return "other-body-part", "BodyPartExamined is not the head"
     return "", ""
 
 
@@ -184,42 +182,60 @@ def group_studies(files: Iterable[File], every_mm: float | None = None) -> tuple
     Returns:
         The studies in order of their ids, and the files that belong to none.
     """
-    groups: dict[tuple[str, str], list[File]] = defaultdict(list)
-    others: list[Skipped] = []
+    studies: list[Study] = []
+    by_uid: dict[str, list[File]] = defaultdict(list)
+    files = list(files)
+    others = _of_no_study(files)
     for file in files:
-        key = file.description.patient, file.description.study
-        if file.header is None and not file.description.study:
-            others.append(file.skipped)
-        else:
-            groups[key].append(file)
-    patients: dict[str, int] = defaultdict(int)
-    for _, study in groups:
-        patients[study] += 1
-    studies = []
-    for (patient, study), members in groups.items():
-        name, note = study, ""
-        if not study:
-            name, note = pseudonym(f"{patient}/{study}"), "the files name no study"
-        elif patients[study] > 1:
-            name = pseudonym(f"{patient}/{study}")
-            note = f"{patients[study]} patients share this study's UID; they are kept apart"
-        studies.append(_study(name, patient, members, note, every_mm))
+        if file.header is not None or file.description.study:
+            by_uid[file.description.study].append(file)
+    for uid, members in by_uid.items():
+        patients, joined = patients_of(members)
+        for patient, of_patient in patients.items():
+            notes = []
+            name = uid if uid and len(patients) == 1 else pseudonym(f"{patient}/{uid}")
+            if not uid:
+                notes.append("the files name no study")
+            elif len(patients) > 1:
+                notes.append(f"{len(patients)} patients share this study's UID; they are kept apart")
+            if patient in joined:
+                notes.append(f"{joined[patient]} files without a patient ID are counted as this patient's")
+            studies.append(_study(name, patient, of_patient, notes, every_mm))
     return sorted(studies, key=lambda study: study.id), others
 
 
-def _study(name: str, patient: str, files: list[File], note: str, every_mm: float | None) -> Study:
-    skipped = [file.skipped for file in files if file.header is None]
-    series: dict[str, list[File]] = defaultdict(list)
-    seen: set[str] = set()
+def _of_no_study(files: Sequence[File]) -> list[Skipped]:
+    """Files that belong to no study; those that by their name or their folder are slices are damaged."""
+    kinds = {_kind_of_name(file.source.path) for file in files if file.header is not None}
+    found = []
     for file in files:
-        if file.header is None:
+        if file.header is not None or file.description.study:
             continue
-        instance = file.description.instance
-        if instance and instance in seen:
-            detail = "another file holds the same SOP instance, and is read"
-            skipped.append(Skipped(file.source, "duplicate-file", detail))
-            continue
-        seen.add(instance)
+        kind = _kind_of_name(file.source.path)
+        silent = file.description == Description() and file.reason in ("not-dicom", "not-ct")
+        if silent and (kind[1] in _SUFFIXES or kind in kinds):
+            file = replace(
+                file, reason="damaged-file", detail="expected a slice, as its name or its folder says"
+            )
+        found.append(file.skipped)
+    return found
+
+
+def _kind_of_name(path: str) -> tuple[str, str]:
+    """A file's folder and suffix; a number, as where files go by their UID, is none."""
+    suffix = PurePosixPath(path).suffix.lower()
+    return path.rpartition("/")[0], "" if suffix[1:].isdigit() else suffix
+
+
+_SHARED = "files of different slices carry one SOP instance UID"
+
+
+def _study(name: str, patient: str, files: list[File], notes: list[str], every_mm: float | None) -> Study:
+    skipped = [file.skipped for file in files if file.header is None]
+    read, copies, shared = without_copies([file for file in files if file.header is not None])
+    skipped += copies
+    series: dict[str, list[File]] = defaultdict(list)
+    for file in read:
         series[file.description.series].append(file)
     slices: list[Slice] = []
     for key in sorted(series):
@@ -228,7 +244,11 @@ def _study(name: str, patient: str, files: list[File], note: str, every_mm: floa
             ordered, left = _thin(ordered, every_mm)
             skipped += left
         slices += ordered
-    return Study(name, patient, tuple(slices), tuple(skipped), note)
+    if shared:
+        notes.append(f"{_SHARED}; all are read")
+    return Study(
+        name, patient, tuple(slices), tuple(skipped), "; ".join(notes), no_dicom=_SHARED if shared else ""
+    )
 
 
 def sort_slices(files: Sequence[File]) -> list[Slice]:
@@ -250,6 +270,7 @@ def sort_slices(files: Sequence[File]) -> list[Slice]:
             header.rows,
             header.columns,
             file.source,
+            header.orientation,
         )
         known = math.isfinite(place)
         order = (not known, place if known else 0.0, number is None, number or 0, file.source.path)

@@ -117,14 +117,20 @@ def _group(
                 derivation=codes.SCT.Maximum,
             )
         ],
-        qualitative_evaluations=[
-            QualitativeEvaluation(name=PRESENCE, value=PRESENT if label in study.flagged else ABSENT)
-        ],
+        qualitative_evaluations=_verdict(study, label),
         source_images=[
             SourceImageForMeasurementGroup(one.SOPClassUID, one.SOPInstanceUID)
             for one in (source.slices[place] for place in study.key_slices.get(label, ()))
         ],
     )
+
+
+def _verdict(study: StudyResult, label: str) -> list[QualitativeEvaluation] | None:
+    """Present or absent; neither where a slice that was not read could have been the one that bleeds."""
+    if label in study.flagged:
+        return [QualitativeEvaluation(name=PRESENCE, value=PRESENT)]
+    whole = len(study.slices) >= study.expected
+    return [QualitativeEvaluation(name=PRESENCE, value=ABSENT)] if whole else None
 
 
 def _library(study: StudyResult, source: SourceStudy) -> list[Dataset] | None:

@@ -83,7 +83,7 @@ def load_engine(folder: str | os.PathLike[str], engine: str) -> Engine:
 
     Raises:
         InputError: "bad-argument" for an unknown engine or one whose library is missing; "bad-model" if
-            the folder is no export, is of another format, a file is missing or was changed, or one is there
+            the folder is no export, is of another format, a file is missing or was changed, or any is there
             that metadata.json does not name.
     """
     if engine not in ENGINES:
@@ -97,6 +97,11 @@ def load_engine(folder: str | os.PathLike[str], engine: str) -> Engine:
     except ImportError as error:
         raise InputError(
             "bad-argument", f"the engine {engine} needs the package {package}; install it or use another"
+        ) from error
+    except Exception as error:
+        # Each library has errors of its own.
+        raise InputError(
+            "bad-model", f"the engine {engine} can't read {folder / files[0]}; export the model again"
         ) from error
     return Engine(engine, metadata, sha256_of_file(folder / METADATA), run)
 
@@ -136,24 +141,23 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _check_named(folder: Path, files: tuple[str, ...], named: dict[str, str], engine: str) -> None:
-    """Refuses a model of which the library would read a file that metadata.json does not name."""
-    read = []
-    for name in files:
-        path = folder / name
-        inside = [entry for entry in path.rglob("*") if not entry.is_dir()] if path.is_dir() else [path]
-        read += [entry.relative_to(folder).as_posix() for entry in inside]
-    if not any(name in named for name in read):
-        raise InputError(
-            "bad-model",
-            f"{folder} holds no {files[0]}, which the engine {engine} reads; export the model in its format",
-        )
-    foreign = sorted(set(read) - set(named))
-    if foreign:
+    """Refuses a folder with a file that metadata.json does not name.
+
+    A library may read more than the model's own file: an ONNX graph may keep weights in any file beside it.
+    """
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if foreign := sorted(present - set(named) - {METADATA}):
         raise InputError(
             "bad-model",
             f"the metadata.json of {folder} does not name {', '.join(foreign)}, which the engine {engine} "
-            "would read; export again",
+            "could read; remove what does not belong to the model, or export again",
         )
+    for file in files:
+        if not any(name == file or name.startswith(f"{file}/") for name in named):
+            raise InputError(
+                "bad-model",
+                f"{folder} holds no {file}, which the engine {engine} reads; export the model in its format",
+            )
 
 
 def _tensorflow(path: Path) -> Run:

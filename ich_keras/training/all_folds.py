@@ -26,7 +26,7 @@ from ich_keras.training.lock import is_locked
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.runs import COMPLETE, FAILED, Run
 from ich_keras.training.status import DAMAGED, duration, read_record, run_status
-from ich_keras.training.stopping import stop_signals
+from ich_keras.training.stopping import leave_terminal, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +88,11 @@ def train_all_folds(script: Path, options: TrainingOptions, arguments: Sequence[
             if ended == EXIT_STOPPED or children.stopped:
                 code = EXIT_STOPPED
                 break
-            if ended == EXIT_IMPOSSIBLE and _state(run) not in (FAILED, DAMAGED):
-                # Not this fold's fault: data, weights or arguments would fail the next one as well.
-                return ended
+            its_own_fault = "--resume" in command or is_locked(run) or _state(run) in (FAILED, DAMAGED)
+            if ended == EXIT_IMPOSSIBLE and not its_own_fault:
+                # Data, weights or arguments would fail the next fold as well.
+                code = ended
+                break
             if ended != EXIT_DONE:
                 code = EXIT_SOME_FAILED
                 logger.error("fold %d %s; going on with the next.", fold, _how(ended))
@@ -164,6 +166,8 @@ class _Children:
 
     def _pass_on(self, number: int, frame: object) -> None:
         self.stopped = True
+        if number == signal.SIGHUP:
+            leave_terminal()
         if self.child is not None:
             self.child.send_signal(number)
 

@@ -35,6 +35,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes the checkpoint of a step, points `LATEST` at it and removes all but the newest `keep`.
 
+    Those of later steps go too: they were damaged, or the run would have gone on from them.
+
     Args:
         folder: the run's `checkpoints/`.
         step: number of training steps done.
@@ -51,7 +53,9 @@ def save_checkpoint(
         (temporary / STATE).write_text(text, encoding="utf-8")
     with whole_file(folder / LATEST) as temporary:
         temporary.write_text(f"{target.name} {hashlib.sha256(text.encode()).hexdigest()}\n", encoding="utf-8")
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    others = sorted(folder.glob("step-*"), reverse=True)
+    place = others.index(target)
+    for old in others[:place] + others[place + keep :]:
         shutil.rmtree(old)
     return target
 
@@ -79,7 +83,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     candidates = sorted(folder.glob("step-*"), reverse=True)
     latest = folder / LATEST
     if latest.is_file():
-        name, _, digest = latest.read_text(encoding="utf-8").strip().partition(" ")
+        name, _, digest = latest.read_text(encoding="utf-8", errors="replace").strip().partition(" ")
         # A folder newer than LATEST was renamed but never announced: it is whole all the same if its
         # sha256 says so. One that LATEST names must also have the state that LATEST saw.
         named = folder / name

@@ -3,6 +3,7 @@
 import keras
 
 from ich_keras.evaluation.metrics import LOSS_WEIGHTS
+from ich_keras.training.devices import replicas
 from ich_keras.training.options import TrainingOptions
 
 
@@ -77,6 +78,8 @@ def compile_arm(model: keras.Model, options: TrainingOptions, steps_per_epoch: i
             global_clipnorm=options.clip_norm,
             use_ema=options.ema is not None,
             ema_momentum=options.ema or 0.99,
+            # Weights files hold it, and Keras would count the compilations of a process in it.
+            name="adam",
         ),
         loss=weighted_log_loss if options.loss_weights == "kaggle" else keras.losses.BinaryCrossentropy(),
         jit_compile=_compiled_by_xla(),
@@ -86,5 +89,8 @@ def compile_arm(model: keras.Model, options: TrainingOptions, steps_per_epoch: i
 
 def _compiled_by_xla() -> bool:
     # On a CPU, XLA takes minutes to compile a backbone and TensorFlow's steps are no faster; JAX knows no
-    # other way.
-    return keras.backend.backend() == "jax" or bool(keras.distribution.list_devices("gpu"))
+    # other way. Under MirroredStrategy, XLA would update the variables of all devices from within one's step,
+    # which TensorFlow refuses.
+    if keras.backend.backend() == "jax":
+        return True
+    return replicas() == 1 and bool(keras.distribution.list_devices("gpu"))

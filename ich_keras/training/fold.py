@@ -123,13 +123,30 @@ def _diverged(fold: PreparedFold, step: int, what: str) -> InputError:
     )
 
 
+def _check_finite(fold: PreparedFold, epoch: int, predictions: np.ndarray) -> None:
+    """Finite weights can give what is not a number, such as where float16 overflows."""
+    broken = fold.validation[~np.isfinite(predictions).all(axis=1)]
+    if not len(broken):
+        return
+    ids = fold.index.rows["id"].to_numpy()[broken[:5]]
+    fold.run.write({**fold.run.read(), "state": FAILED, "epoch": epoch, "slices": list(ids)})
+    raise InputError(
+        "training-diverged",
+        f"after epoch {epoch + 1}, predictions of {len(broken)} of {len(fold.validation)} validation slices "
+        "are not a number; expected finite ones. The weights of earlier epochs and the last checkpoint are "
+        f"kept. Such slices are {', '.join(ids)}: look at them, or train anew with a lower --learning-rate "
+        "or with --precision float32, and --overwrite.",
+    )
+
+
 def train_fold(fold: PreparedFold) -> dict[str, Any]:
     """Trains a fold and fills its run folder; returns its record, as in `run.json`.
 
     Raises:
         Stopped: a signal asked for it; a checkpoint was saved.
-        InputError: weights don't fit ("wrong-weights"), the loss became NaN ("training-diverged"), the run
-            folder can't be written ("cannot-write"), or another process trains there ("run-exists").
+        InputError: weights don't fit ("wrong-weights"), the loss or a prediction became NaN
+            ("training-diverged"), the run folder can't be written ("cannot-write"), another process trains
+            there or no checkpoint is whole ("run-exists").
         SliceError: a slice that was indexed can't be read any more.
     """
     with ExitStack() as stack:
@@ -228,6 +245,7 @@ def _train(fold: PreparedFold, stop: StopRequest, saved: Path) -> dict[str, Any]
                     description="validating",
                     callbacks=[StopsPrediction(watcher)],
                 )
+                _check_finite(fold, epoch, predicted[model.name])
                 _write_epoch(fold, model, state, epoch, predicted[model.name])
             _end_epoch(fold, watcher)
             if epoch + 1 < epochs and stop.asked():

@@ -23,7 +23,7 @@ from ich_keras.errors import EXIT_IMPOSSIBLE, EXIT_SOME_FAILED, EXIT_STOPPED, In
 from ich_keras.training.collectives import own_part, wait_for_all
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.prepare import PreparedFold
-from ich_keras.training.stopping import Stopped
+from ich_keras.training.stopping import Stopped, leave_terminal, stop_signals
 
 JOIN_SECONDS = 300
 """How long the processes wait for one another at the start."""
@@ -78,11 +78,15 @@ def supervise(command: Sequence[str], options: TrainingOptions) -> int:
             [*command, f"{SUPERVISED}={own_stderr}"], stderr=native, pass_fds=[own_stderr]
         )
         os.close(own_stderr)
+
+        def pass_on(number: int, frame: object) -> None:
+            if number == signal.SIGHUP:
+                leave_terminal()
+            child.send_signal(number)
+
+        before = {number: signal.signal(number, pass_on) for number in stop_signals()}
         # The child gets the terminal's Ctrl-C as well, and is left to save and end.
-        before = {
-            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number)),
-        }
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             code = child.wait()
         finally:

@@ -130,6 +130,9 @@ def _weights_sha256(path: Path) -> str | None:
 def _check_resumable(old: dict, new: dict, run: Run) -> None:
     # A cosine's learning rates depend on the number of epochs from the first step on.
     free = FREE_TO_CHANGE - ({"epochs"} if new["arguments"]["schedule"] == "cosine" else set())
+    if old.get("weights_sha256") and new.get("weights_sha256"):
+        # The same file may lie elsewhere by now; its contents are compared below.
+        free = free | {"weights"}
     differences = [
         (name, old["arguments"].get(name), new["arguments"].get(name))
         for name in new["arguments"]

@@ -91,8 +91,9 @@ class Run:
         return not self._entries()
 
     def clear(self) -> None:
-        """Removes all that an earlier run left."""
-        for entry in self._entries():
+        """Removes all that an earlier run left; first of all what would let it be resumed."""
+        first = [self.checkpoints, self.folder / "run.json"]
+        for entry in sorted(self._entries(), key=lambda entry: entry not in first):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def _entries(self) -> list[Path]:

@@ -46,9 +46,8 @@ def run_status(run: Run) -> Status:
     state, host = record.get("state", DAMAGED), record.get("host", "")
     arguments = record.get("arguments")
     files = (run.folder / "run.json", run.heartbeat, run.history)
-    age = time.time() - max(
-        (path.stat().st_mtime for path in files if path.is_file()), default=run.folder.stat().st_mtime
-    )
+    times = [changed for path in files if (changed := _changed(path)) is not None]
+    age = time.time() - max(times, default=_changed(run.folder) or time.time())
     if is_locked(run):
         state = RUNNING
     elif state == RUNNING:
@@ -84,6 +83,14 @@ def find_runs(runs: Path) -> Iterator[Run]:
                 run = Run(runs, protocol, arch, fold)
                 if run.folder.is_dir() and not run.is_empty():
                     yield run
+
+
+def _changed(path: Path) -> float | None:
+    """When a file was last written; None where there is none, such as one that a run has just removed."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _validation_losses(run: Run) -> list[float]:

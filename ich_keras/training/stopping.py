@@ -1,15 +1,22 @@
 """Ctrl-C and SIGTERM ask a training run to stop after the current step; a second one stops at once."""
 
 import logging
+import os
 import signal
+import stat
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from ich_keras.training.collectives import anywhere
 
 logger = logging.getLogger(__name__)
+
+SAME_STOP_SECONDS = 1.0
+"""One stop may reach a process several times, such as through its parent and its process group."""
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -20,16 +27,44 @@ def stop_signals() -> list[signal.Signals]:
     return numbers
 
 
-class StopRequest:
-    """Whether a signal has asked the run to stop."""
+def leave_terminal() -> None:
+    """Points the standard streams that lead to a terminal at nothing: writing to a closed one is an error.
 
-    def __init__(self):
+    Files and pipes stay.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in filter(None, (sys.__stdin__, sys.__stdout__, sys.__stderr__, sys.stderr)):
+        try:
+            descriptor = stream.fileno()
+            # Not `isatty`: a terminal that was closed is none any more.
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(nothing, descriptor)
+        except (OSError, ValueError):
+            # It is closed, or stands for one without a descriptor.
+            continue
+    os.close(nothing)
+
+
+class StopRequest:
+    """Whether a signal has asked the run to stop.
+
+    Args:
+        clock: seconds, from any start.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
         self.received: str | None = None
+        self.received_at = 0.0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:
+            if self.clock() - self.received_at < SAME_STOP_SECONDS:
+                return
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            leave_terminal()
+        self._receive(signal.Signals(number).name)
         logger.warning("%s: stopping after this step; a second one stops at once.", self.received)
 
     def asked(self) -> bool:
@@ -40,8 +75,11 @@ class StopRequest:
         """`asked`, followed by those of the other flags that are set in any of the processes."""
         asked, *flags = anywhere(self.received is not None, *others)
         if asked and not self.received:
-            self.received = "a signal to another process"
+            self._receive("a signal to another process")
         return [asked, *flags]
+
+    def _receive(self, what: str) -> None:
+        self.received, self.received_at = what, self.clock()
 
 
 class Stopped(Exception):
@@ -49,9 +87,9 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[StopRequest]:
     """Yields a `StopRequest` that SIGINT, SIGTERM and SIGHUP fill in while the block runs."""
-    request = StopRequest()
+    request = StopRequest(clock)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

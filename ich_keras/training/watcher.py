@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from ich_keras.errors import InputError
-from ich_keras.training.checkpoint import load_checkpoint, save_checkpoint
+from ich_keras.training.checkpoint import load_checkpoint, newest_step, save_checkpoint
 from ich_keras.training.compiling import compile_arm
 from ich_keras.training.heartbeat import SECONDS, write_heartbeat
 from ich_keras.training.prepare import PreparedFold
@@ -206,10 +206,20 @@ def restore(model: keras.Model, fold: PreparedFold, saved: Path) -> tuple[Progre
         How far it was, and the running metrics, which Keras resets when `fit` begins.
 
     Raises:
-        InputError: "wrong-weights" if the checkpoint is of other variables.
+        InputError: "wrong-weights" if the checkpoint is of other variables; "run-exists" if there is none
+            that is whole, and steps were done.
     """
     found = load_checkpoint(saved)
     if found is None:
+        step = newest_step(saved)
+        if step or (saved.parent / fold.run.history.name).is_file():
+            done = f"{step} steps" if step else "an epoch or more"
+            raise InputError(
+                "run-exists",
+                f"{saved.parent} has done {done}, and {saved.name}/ holds no checkpoint that is whole; "
+                "expected one to resume from. Put a copy of that folder back, or train anew: --overwrite.",
+            )
+        logger.info("nothing to resume; starting anew.")
         return Progress(), {}
     arrays, state = found
     # The optimizer of the epoch that the last step was of: the head alone has another than the whole arm.

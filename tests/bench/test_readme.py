@@ -46,9 +46,11 @@ def test_inference_numbers_come_from_the_results():
     assert "| openvino | 16 | 5.00 | 1.90 | >= 2.0 | 0.90 | 4e-05 |" in tables
     assert "Busy machine" in tables
     assert "best matrix product is 171 GFLOP/s" in tables
-    assert "| the same: share spent outside the networks | 3.1% | < 5% |" in tables
-    assert "openvino 5.5 | of Keras 60.0" in tables
-    assert "| resident MB over the studies | 801 to 803 | flat |" in tables
+    assert "| openvino against Keras, batch 1 | 2.54 | >= 2.5 | met |" in tables
+    assert "| openvino against Keras, batch 16 | 1.90 | >= 2.0 | not met |" in tables
+    assert "8.2 s in a warm process: share outside the networks | 3.1% | < 5% | met |" in tables
+    assert "| 5.5 | under half of Keras's 60.0 | met |" in tables
+    assert "| 801 at first, 803 at most | flat (+3% at most) | met |" in tables
 
 
 def test_numbers_come_from_the_results():
@@ -134,6 +136,8 @@ def test_training_tables_show_what_was_measured_and_what_was_not():
         "1,500, 1,502",
         "batch",
     ]
+    assert "compiled with the same `jit_compile` and not Keras's default" in cells[2][0]
+    assert "`fit` with Keras's default `jit_compile`" in cells[3][0]
     assert cells[-1] == ["efficientnetb3", "4", "1.50 (1.00)", "3.00 (0.50)", "not measured"]
     assert "Never measured: GPU" in lines[0]
     assert "Quick form" not in lines[0]

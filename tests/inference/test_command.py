@@ -176,3 +176,24 @@ def test_a_server_that_fails_costs_no_earlier_results(model, main, tmp_path, wri
     with pytest.raises(InputError):
         main(["--dicomweb", "http://x", "--study", "1", "--model", str(model), "--out", out, "--overwrite"])
     assert len(list((tmp_path / "out").glob("h*/slices.csv"))) == 1
+
+
+def test_no_path_within_a_scan_is_printed(model, main, tmp_path, write_slice, monkeypatch):
+    from ich_keras.errors import report
+    from ich_keras.inference import predict as inference
+
+    write_slice(tmp_path / "scan" / "Doe^Jane")
+    words = [str(tmp_path / "scan"), "--model", str(model), "--out", str(tmp_path / "out")]
+
+    def fail(path):
+        def find_sources(*_, **__):
+            raise OSError(36, "File name too long", str(path))
+
+        monkeypatch.setattr(inference, "find_sources", find_sources)
+        with pytest.raises(InputError) as caught:
+            main(words)
+        return str(caught.value)
+
+    assert fail(tmp_path / "scan" / "Doe^Jane").startswith("a file: File name too long")
+    assert str(tmp_path / "out" / "x") in fail(tmp_path / "out" / "x")
+    assert report(lambda: main(words)) == 2

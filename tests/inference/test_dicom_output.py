@@ -159,8 +159,14 @@ def test_the_report_holds_each_probability_verdict_and_key_slice(hospital, tmp_p
 def test_a_report_on_a_study_that_was_not_read_whole_says_so(hospital, tmp_path):
     report, _ = written(result_of(hospital, expected=3), tmp_path / "out")
     assert report.CompletionFlag == "PARTIAL"
-    for group in report.content.get_image_measurement_groups():
+    for label, group in zip(LABELS, report.content.get_image_measurement_groups(), strict=True):
         assert "2 of 3 slices were read" in algorithm(group)
+        assert len(group.get_measurements(name=PROBABILITY)) == 1
+        # A slice that nobody read may bleed: nothing is absent.
+        verdicts = group.get_qualitative_evaluations(name=PRESENCE)
+        assert [verdict.value.meaning for verdict in verdicts] == (
+            ["Present"] if label in ("intraventricular", "any") else []
+        )
 
 
 def test_the_captures_show_the_key_slices_and_say_what_they_are(hospital, tmp_path):
@@ -186,6 +192,15 @@ def test_the_captures_show_the_key_slices_and_say_what_they_are(hospital, tmp_pa
         assert (pixels[56:] == pixels[56:, :, :1]).all()
         assert len(np.unique(pixels[56:, :512])) > 50
     assert captures[0].SeriesInstanceUID == captures[1].SeriesInstanceUID
+
+
+def test_a_capture_of_a_slice_with_burned_in_annotation_says_so(hospital, tmp_path):
+    def burned_in(dataset: Dataset, number: int) -> None:
+        dataset.BurnedInAnnotation = "YES" if number == 1 else "NO"
+
+    files = changed(hospital, tmp_path / "in", burned_in)
+    _, captures = written(result_of(files), tmp_path / "out")
+    assert [one.BurnedInAnnotation for one in captures] == ["NO", "YES"]
 
 
 def test_each_label_has_its_own_words_and_the_map_replaces_two_windows():
@@ -347,13 +362,14 @@ def test_several_series_and_many_slices_are_all_evidence(hospital, tmp_path):
     assert captures[0].pixel_array.shape == (568, 1536, 3)
 
 
-def test_writing_twice_gives_the_same_objects_and_other_inputs_other_ones(hospital, tmp_path):
+def test_writing_twice_gives_the_same_objects_and_other_inputs_other_ones(hospital, tmp_path, monkeypatch):
     study = result_of(hospital)
     written(study, tmp_path / "one")
     changes = {
         "model": result_of(hospital, model_sha256="f" * 64),
         "thresholds": result_of(hospital, thresholds=np.full(6, 0.8)),
         "slices": result_of(hospital[:1]),
+        "slices that were not read": result_of(hospital, expected=3),
         "patient": result_of(changed(hospital, tmp_path / "in", lambda d, _: setattr(d, "PatientID", "2"))),
     }
     assert write_dicom(study, tmp_path / "two", sr=True, sc=True) == ""
@@ -367,6 +383,11 @@ def test_writing_twice_gives_the_same_objects_and_other_inputs_other_ones(hospit
     for name, other in changes.items():
         assert write_dicom(other, tmp_path / name, sr=True, sc=True) == ""
         assert not names & {file.name for file in (tmp_path / name).iterdir()}, name
+    monkeypatch.setattr(
+        "ich_keras.inference.dicom_output.software", lambda: {"version": "0", "sha256": "e" * 64}
+    )
+    assert write_dicom(study, tmp_path / "software", sr=True, sc=True) == ""
+    assert not names & {file.name for file in (tmp_path / "software").iterdir()}
 
 
 def test_only_what_was_asked_for_and_no_capture_where_nothing_is_flagged(hospital, tmp_path):
@@ -412,6 +433,41 @@ def test_a_slice_that_cannot_be_referred_to_gives_a_reason(change, reason, hospi
 
     files = changed(hospital, tmp_path / "in", second, enforce_file_format=False)
     assert write_dicom(result_of(files), tmp_path / "out", sr=True, sc=True) == reason
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "PatientBirthDate"])
+@pytest.mark.parametrize("other", ["19600203", None])
+def test_slices_of_different_patients_name_none(keyword, other, hospital, tmp_path):
+    def change(dataset: Dataset, number: int) -> None:
+        full(dataset, number)
+        if number == 1:
+            setattr(dataset, keyword, other)
+
+    files = changed(hospital, tmp_path / "in", change)
+    reason = write_dicom(result_of(files), tmp_path / "out", sr=True, sc=True)
+    assert reason == "the slices name different patients"
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_patient_in_two_character_sets_is_one(hospital, tmp_path):
+    def change(dataset: Dataset, number: int) -> None:
+        dataset.SpecificCharacterSet = ("ISO_IR 100", "ISO_IR 192")[number]
+        dataset.PatientName = "M\u00fcller^J\u00f6rg"
+
+    report, _ = written(result_of(changed(hospital, tmp_path / "in", change)), tmp_path / "out")
+    assert report.PatientName == "M\u00fcller^J\u00f6rg"
+
+
+def test_slices_that_share_an_instance_uid_give_a_reason(hospital, tmp_path):
+    uid = pydicom.dcmread(hospital[0]).SOPInstanceUID
+
+    def change(dataset: Dataset, number: int) -> None:
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
+
+    files = changed(hospital, tmp_path / "in", change)
+    reason = write_dicom(result_of(files), tmp_path / "out", sr=True, sc=True)
+    assert reason == "2 of 2 slices share their SOP instance UID with another slice"
     assert not (tmp_path / "out").exists()
 
 

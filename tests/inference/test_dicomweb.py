@@ -326,8 +326,11 @@ def send(
     content_type: str = "application/dicom+json",
     status: int = 200,
     length: int | None = None,
+    headers: dict[str, str] | None = None,
 ) -> None:
     request.send_response(status)
+    for name, value in (headers or {}).items():
+        request.send_header(name, value)
     request.send_header("Content-Type", content_type)
     request.send_header("Content-Length", str(len(body) if length is None else length))
     request.end_headers()
@@ -402,20 +405,59 @@ def test_a_token_wins_over_netrc_and_is_not_sent_elsewhere(ct, tmp_path, monkeyp
     assert set(seen) == {"Bearer abc"}
 
 
-def pages(request: BaseHTTPRequestHandler, size: int, knows_offset: bool = True) -> None:
+def pages(
+    request: BaseHTTPRequestHandler,
+    size: int,
+    knows_offset: bool = True,
+    count: int | str | None = None,
+    headers: dict[str, str] | None = None,
+) -> None:
+    """`size` of five instances a page; `count` is what the series' row says, `headers` go with every page."""
     path, _, query = request.path.partition("?")
     if path.endswith("/series"):
-        rows = [row()] if "offset=0" in query else []
+        said = {} if count is None else {"00201209": {"vr": "IS", "Value": [count]}}
+        rows, headers = [{**row(), **said}] if "offset=0" in query else [], None
     else:
         first = int(query.partition("offset=")[2].partition("&")[0]) if knows_offset else 0
         rows = [{"00080018": {"vr": "UI", "Value": [f"1.2.{i}"]}} for i in range(5)][first : first + size]
-    send(request, json.dumps(rows).encode(), status=200 if rows else 204)
+    send(request, json.dumps(rows).encode(), status=200 if rows else 204, headers=headers)
+
+
+def search(answer: Handler) -> list[tuple[str, str]]:
+    with serving(answer) as url, dicomweb._Server(url, 5) as server:
+        return server.ct_instances(STUDY)
 
 
 @pytest.mark.parametrize(("size", "knows_offset"), [(2, True), (5, True), (5, False)])
 def test_all_pages_of_a_search_are_read_and_no_row_twice(size, knows_offset):
-    with serving(lambda r: pages(r, size, knows_offset)) as url, dicomweb._Server(url, 5) as server:
-        assert server.ct_instances(STUDY) == [(SERIES, f"1.2.{i}") for i in range(5)]
+    assert search(lambda r: pages(r, size, knows_offset)) == [(SERIES, f"1.2.{i}") for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"count": 5},
+        {"count": "5"},
+        {"headers": {"Warning": "299 test: There are 3 additional results that can be requested"}},
+    ],
+)
+def test_a_server_that_sends_a_part_and_knows_no_offset_is_refused(said):
+    with pytest.raises(InputError) as error:
+        search(lambda r: pages(r, 2, False, **said))
+    assert error.value.reason == "bad-answer"
+    assert STUDY not in str(error.value)
+
+
+def test_more_instances_than_the_series_had_are_all_fetched():
+    # Some came in between the two searches.
+    assert len(search(lambda r: pages(r, 5, count=4))) == 5
+    assert len(search(lambda r: pages(r, 5, count="many"))) == 5
+
+
+def test_a_ct_series_without_instances_is_refused():
+    with pytest.raises(InputError, match="no instances") as error:
+        search(lambda r: pages(r, 0))
+    assert error.value.reason == "bad-answer"
 
 
 def cut(request: BaseHTTPRequestHandler) -> None:

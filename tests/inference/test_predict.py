@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ich_keras.ct.dicom import pseudonym
 from ich_keras.errors import InputError, SliceError
@@ -125,8 +126,6 @@ def test_names_and_uids_are_nowhere_but_in_the_tables(scan, engine, tmp_path, wr
     for path in out.rglob("*"):
         if path.is_file() and path.name not in ("slices.csv", "skipped.csv"):
             shown += path.read_bytes().decode("latin-1")
-    from rich.console import Console
-
     console = Console(width=80, record=True)
     console.print(summary_table(outcome.studies, True))
     shown += console.export_text()
@@ -146,6 +145,24 @@ def test_two_patients_with_one_study_uid_get_a_folder_each(engine, tmp_path, wri
         pseudonym("a"): ["any"],
         pseudonym("b"): [],
     }
+
+
+def test_slices_that_share_an_instance_uid_are_read_and_not_referred_to(engine, tmp_path, write_slice):
+    for number in range(17):
+        write_slice(
+            tmp_path / "scan" / f"{number}", number, p=0.9 if number == 8 else 0.1, SOPInstanceUID=UID
+        )
+    outcome = predict_scans(
+        [tmp_path / "scan"], engine, tmp_path / "out", options(dicom_sr=True, dicom_sc=True)
+    )
+    assert outcome.exit_code == 0
+    (entry,) = outcome.studies
+    assert entry["slices"] == {"read": 17, "expected": 17}
+    assert entry["flagged"] == ["any"]
+    assert "one SOP instance UID; all are read" in entry["note"]
+    assert entry["dicom"] == {"files": [], "reason": "files of different slices carry one SOP instance UID"}
+    rows = table(tmp_path / "out" / name_of(1) / "slices.csv")
+    assert len({row["id"] for row in rows}) == 17
 
 
 def test_sizes_do_not_mix_in_a_batch_and_order_stays(engine, tmp_path, write_slice):
@@ -262,6 +279,95 @@ def test_malformed_files_cost_nobody_else(scan, engine, tmp_path, write_slice, s
         listed |= {row["file"]: row["reason"] for row in table(path)}
     expected = {f"bad/{name}": reason for name, (_, reason) in given.items()} | {"bad/pipe.dcm": "not-a-file"}
     assert {name: reason for name, reason in listed.items() if name.startswith("bad/")} == expected
+
+
+def test_slices_that_belong_to_no_study_are_said(engine, tmp_path, write_slice):
+    folder = tmp_path / "scan"
+    for number in range(3):
+        write_slice(folder / f"{number}.dcm", number)
+    whole = (folder / "0.dcm").read_bytes()
+    (folder / "7.dcm").write_bytes(b"")
+    (folder / "8.dcm").write_bytes(whole[: whole.index(b"\x20\0\x0d\0")])
+    (folder / "9.dcm").write_bytes(bytes(512) + whole[512:])
+    (folder / "readme.txt").write_text("x")
+    outcome = predict_scans([folder], engine, tmp_path / "out", options())
+    assert outcome.exit_code == 1
+    studies, document = studies_of(tmp_path / "out")
+    assert studies[name_of(1)]["state"] == "complete"
+    assert outcome.lost == document["files_lost"] == 3
+    assert document["files_of_no_study"] == {
+        "truncated": 1,
+        "bad-header": 1,
+        "damaged-file": 1,
+        "not-dicom": 1,
+    }
+    words = "3 files that may be slices belong to no study and were not read: any study may lack them."
+    assert words in (tmp_path / "out" / "report.html").read_text()
+    console = Console(width=80, record=True)
+    console.print(summary_table(outcome.studies, False, outcome.lost))
+    console.print(summary_table(outcome.studies, False, 1))
+    shown = " ".join(console.export_text().split())
+    assert words in shown
+    assert "1 file that may be a slice belongs to no study and was not read: any study may lack it." in shown
+
+
+@pytest.mark.parametrize("error", [OverflowError("Doe"), RecursionError("Doe"), MemoryError("Doe")])
+def test_whatever_one_slice_raises_it_is_one_slice(engine, tmp_path, write_slice, monkeypatch, error):
+    for number in range(3):
+        write_slice(tmp_path / "scan" / f"{number}", number)
+    read = predict.read_source
+
+    def moody(source):
+        if source.path == "1":
+            raise error
+        return read(source)
+
+    monkeypatch.setattr(predict, "read_source", moody)
+    outcome = predict_scans([tmp_path / "scan"], engine, tmp_path / "out", options())
+    assert outcome.studies[0]["slices"] == {"read": 2, "expected": 3}
+    (row,) = table(tmp_path / "out" / name_of(1) / "skipped.csv")
+    assert row["reason"] == "unreadable-file"
+    assert row["detail"] == f"reading it failed ({type(error).__name__})"
+
+
+def test_a_study_that_can_not_be_written_does_not_stop_the_others(
+    scan, engine, tmp_path, monkeypatch, caplog
+):
+    from ich_keras.inference import outputs
+
+    def moody(folder, result):
+        if result.id == name_of(1):
+            raise ValueError("Doe^Jane")
+        return []
+
+    monkeypatch.setattr(outputs.pictures, "write_pictures", moody)
+    logging.getLogger("ich_keras").propagate = True
+    outcome = predict_scans([scan], engine, tmp_path / "out", options())
+    assert outcome.exit_code == 1
+    studies, _ = studies_of(tmp_path / "out")
+    assert (studies[name_of(1)]["state"], studies[name_of(1)]["error"]) == ("failed", "writing-failed")
+    assert studies[name_of(2)]["state"] == "complete"
+    assert f"study {name_of(1)}" in caplog.text
+    assert "ValueError" in caplog.text
+    assert "Doe" not in caplog.text
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_summary(scan, engine, tmp_path, monkeypatch):
+    from ich_keras.inference import outputs
+
+    whole = outputs.pictures.write_pictures
+    count = []
+
+    def full(folder, result):
+        count.append(1)
+        if len(count) == 2:
+            raise OSError(28, "No space left on device", "Doe^Jane")
+        return whole(folder, result)
+
+    monkeypatch.setattr(outputs.pictures, "write_pictures", full)
+    with pytest.raises(OSError, match="No space"):
+        predict_scans([scan], engine, tmp_path / "out", options())
+    assert len(studies_of(tmp_path / "out")[0]) == 1
 
 
 def test_pixels_that_can_not_be_decoded_are_listed(engine, tmp_path, write_slice, monkeypatch):
@@ -478,3 +584,92 @@ def test_memory_is_flat_over_5000_slices_and_over_studies(engine, tmp_path, slic
         assert sum(entry["slices"]["read"] for entry in outcome.studies) == slices
         # All pixels would be 80 and 5 MB; a slice's result is some 1.5 KB.
         assert max(used) / 2**20 < 1 + slices * 0.0016
+
+
+def test_a_study_of_reformats_alone_is_to_be_looked_at(engine, tmp_path, write_slice):
+    folder = tmp_path / "scan"
+    mpr, scout = ["DERIVED", "SECONDARY", "MPR"], ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    write_slice(folder / "1" / "0", 0, study=1, p=0.4)
+    write_slice(folder / "2" / "0", 0, study=2, ImageType=mpr)
+    write_slice(folder / "2" / "1", 1, study=2, ImageType=scout)
+    write_slice(folder / "3" / "0", 0, study=3, ImageType=scout)
+    write_slice(folder / "4" / "0", 0, study=4, ImageType=mpr, BodyPartExamined="CHEST")
+    outcome = predict_scans([folder], engine, tmp_path / "out", options())
+    assert outcome.exit_code == 0
+    studies, _ = studies_of(tmp_path / "out")
+    assert list(studies)[:2] == [name_of(2), name_of(1)]
+    assert {name: entry["error"] for name, entry in studies.items() if entry["error"]} == {
+        name_of(2): "only-derived"
+    }
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("not read: only reformatted or derived slices") == 1
+    assert "1 study was not read, or not whole" in page
+    console = Console(width=80, record=True)
+    console.print(summary_table(outcome.studies, False))
+    assert console.export_text().count("NOT READ: only reformatted") == 1
+
+
+def test_resume_tries_a_slice_again_that_could_not_be_read(engine, tmp_path, write_slice, monkeypatch):
+    for number in range(3):
+        write_slice(tmp_path / "scan" / f"{number}", number)
+    with monkeypatch.context() as context:
+        read = predict.read_source
+
+        def away(source):
+            if source.path == "1":
+                raise SliceError("unreadable-file", "the file could not be read")
+            return read(source)
+
+        context.setattr(predict, "read_source", away)
+        assert predict_scans([tmp_path / "scan"], engine, tmp_path / "out", options()).exit_code == 1
+    outcome = predict_scans([tmp_path / "scan"], engine, tmp_path / "out", options(resume=True))
+    assert (outcome.exit_code, outcome.studies[0]["state"]) == (0, "complete")
+
+
+def test_other_code_makes_other_results(scan, engine, tmp_path, monkeypatch):
+    from ich_keras.inference import outputs
+
+    first = predict_scans([scan], engine, tmp_path / "out", options())
+    changed = {**outputs.software(), "sha256": "y"}
+    monkeypatch.setattr(outputs, "software", lambda: changed)
+    again = predict_scans([scan], engine, tmp_path / "out", options(resume=True))
+    assert {entry["made_from"] for entry in first.studies}.isdisjoint(
+        entry["made_from"] for entry in again.studies
+    )
+
+
+def test_overwrite_removes_nothing_before_slices_were_found(scan, engine, tmp_path, write_slice):
+    out = tmp_path / "out"
+    predict_scans([scan], engine, out, options())
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="it is empty"):
+        predict_scans([tmp_path / "empty"], engine, out, options(overwrite=True))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    write_slice(tmp_path / "other" / "0", study=7)
+    predict_scans([tmp_path / "other"], engine, out, options(overwrite=True))
+    assert list(studies_of(out)[0]) == [name_of(7)]
+    assert [path.name for path in out.iterdir() if path.is_dir()] == [name_of(7)]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(scan, engine, tmp_path):
+    left = tmp_path / "out" / f".0123abcd-{name_of(1)}"
+    left.mkdir(parents=True)
+    (left / "slices.csv").write_text("Doe")
+    predict_scans([scan], engine, tmp_path / "out", options(parts=2))
+    assert left.exists()
+    predict_scans([scan], engine, tmp_path / "out", options(resume=True))
+    assert not left.exists()
+
+
+def test_results_within_a_scan_are_no_scan(scan, engine, tmp_path):
+    predict_scans([scan], engine, scan, options())
+    (folder,) = scan.glob(name_of(1))
+    source = next((scan / "Doe^Jane").iterdir())
+    (folder / "report-1.dcm").write_bytes(source.read_bytes())
+    outcome = predict_scans([scan], engine, scan, options(resume=True))
+    assert not (scan / name_of(1) / "skipped.csv").read_text().count("report-1")
+    assert len(outcome.studies) == 3
+    assert {row["reason"] for row in table(scan / "skipped.csv") if row["file"].startswith("h")} == {
+        "own-results"
+    }

@@ -57,8 +57,8 @@ def test_is_whole_and_loads_nothing(results):
     reader = Reader()
     reader.feed(text)
     assert not reader.open
-    # Three flagged studies, three slices each, three windows and an overlay.
-    assert len(reader.sources) == 3 * 3 * 4
+    # Three flagged studies, three slices each, three windows; the first is the highest of all six labels.
+    assert len(reader.sources) == 3 * (9 + 6 + 1 + 1)
     assert all(source.startswith("data:image/jpeg") for source in reader.sources)
     assert {link.removeprefix("#") for link in reader.links} <= set(reader.ids)
     assert "<script" not in text
@@ -118,7 +118,7 @@ def test_in_a_browser(results, look, width):
     assert found["console"] == 0
     assert found["problems"] == []
     assert found["broken"] == 0
-    assert found["images"] == 36
+    assert found["images"] == 51
     assert found["scroll"] <= width, found["wide"]
     assert found["wide"] == []
     assert found["small"] == 0
@@ -141,7 +141,7 @@ def test_two_hundred_studies_are_a_page_that_can_be_sent(results, tmp_path):
     text = report.html(document, tmp_path)
     assert text.count('<article class="study"') == 201
     assert "Pictures of the 40 most urgent" in text
-    assert text.count("<img ") == 40 * 12
+    assert text.count("<img ") == 40 * 17
     assert len(text) < 40e6
 
 
@@ -151,7 +151,7 @@ def test_a_picture_that_is_gone_is_left_out(results, tmp_path):
     folder = tmp_path / "out" / document["studies"][0]["study"]
     next(folder.glob("*-brain.jpg")).unlink()
     (folder / document["studies"][0]["pictures"][1]["overlays"]["any"][0]).write_bytes(b"no picture")
-    assert 34 <= report.html(document, tmp_path / "out").count("<img ") <= 35
+    assert 49 <= report.html(document, tmp_path / "out").count("<img ") <= 50
 
 
 def test_the_table_fits_a_terminal(results):
@@ -168,3 +168,73 @@ def test_the_table_fits_a_terminal(results):
     assert "and 30 more in the report" in text
     assert text.count(studies[0]["study"]) == 10
     assert "NOT READ" in text
+
+
+def bleeding(folder, write_slice, engine, *, explain=True, **elements):
+    """A study in which each label is highest in a slice of its own, `any` in all."""
+    for number in range(6):
+        p = tuple(0.9 if k == number else 0.6 if k == 5 else 0.1 for k in range(6))
+        write_slice(folder / "scan" / f"{number}", number, p=p, **elements)
+    options = Options(Thresholds(np.full(6, 0.5), "half"), explain=explain)
+    (entry,) = predict_scans([folder / "scan"], engine, folder / "out", options).studies
+    return entry, (folder / "out" / "report.html").read_text()
+
+
+def test_the_highest_slice_of_every_flagged_label_is_shown(tmp_path, write_slice, engine):
+    entry, page = bleeding(tmp_path, write_slice, engine)
+    assert len(entry["pictures"]) == 6 or len(entry["pictures"]) == 7
+    for label in entry["flagged"]:
+        assert page.count(f"what speaks for {label}</figcaption>") >= 1, label
+        assert f"{entry['key_slices'][label][0]['id']}</code>" in page
+    assert all(
+        key["id"] in {d["id"] for d in entry["pictures"]} for k in entry["key_slices"].values() for key in k
+    )
+
+
+def test_it_says_how_many_key_slices_are_not_shown(results):
+    document = json.loads((results / "studies.json").read_text())
+    entry = document["studies"][0]
+    entry["pictures"] = entry["pictures"] + [{**entry["pictures"][1], "id": f"h{k}"} for k in range(4)]
+    assert "4 more key slices are in the study" in report.html(document, results)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "words"),
+    [
+        ([1, 0, 0, 0, 1, 0], "Left edge R, right L, top A, bottom P."),
+        ([-1, 0, 0, 0, 1, 0], "Left edge L, right R, top A, bottom P."),
+        (None, "Orientation unknown."),
+    ],
+)
+def test_left_and_right_are_said(tmp_path, write_slice, engine, orientation, words):
+    _, page = bleeding(tmp_path, write_slice, engine, explain=False, ImageOrientationPatient=orientation)
+    assert words in page
+
+
+def test_a_folder_that_was_gone_on_with_tells_its_models_and_thresholds_apart(results):
+    document = json.loads((results / "studies.json").read_text())
+    one, two = document["studies"][:2]
+    two["thresholds"] = dict.fromkeys(two["thresholds"], 0.25)
+    two["model_sha256"] = "6" * 64
+    document["model"]["synthetic"] = one["synthetic"] = False
+    page = report.html(document, results)
+    assert "any 0.25 (&lt;b" in page
+    assert "any 0.5 (&lt;b" in page
+    assert "5" * 64 in page
+    assert "6" * 64 in page
+    assert "trained on phantoms" in page
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [(0.4996, "0.499"), (0.5, "0.500"), (0.49999, "0.499"), (0.5006, "0.501"), (0.29, "0.290")],
+)
+def test_a_score_below_its_threshold_does_not_seem_to_reach_it(results, score, text):
+    from rich.console import Console
+
+    document = json.loads((results / "studies.json").read_text())
+    document["studies"][0]["score"]["max"]["any"] = score
+    assert f">{text}<" in report.html(document, results)
+    console = Console(width=80, record=True)
+    console.print(summary_table(document["studies"][:1], False))
+    assert f" {text} " in console.export_text()

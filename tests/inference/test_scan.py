@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ich_keras.ct.elements import MAX_INFLATED
 from ich_keras.errors import InputError, SliceError
 from ich_keras.inference.scan import find_sources, read_source
+from ich_keras.inference.series import read_file
 
 
 def found(*scans, **options):
@@ -153,6 +154,72 @@ def test_an_encrypted_member_is_listed_when_it_is_opened(tmp_path, write_slice):
     with pytest.raises(SliceError, match="encrypted") as caught:
         read_source(source)
     assert caught.value.reason == "unreadable-file"
+
+
+@pytest.mark.parametrize("offset", [1 << 62, (1 << 63) + 5, (1 << 64) - 1])
+def test_a_member_far_outside_its_archive_is_listed(tmp_path, write_slice, offset):
+    data = write_slice(tmp_path / "0.dcm").read_bytes()
+    name, extra = b"0.dcm", struct.pack("<HHQ", 1, 8, offset)
+    common = (20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(name))
+    local = b"PK\3\4" + struct.pack("<HHHHHLLLHH", *common, 0) + name + data
+    directory = (
+        b"PK\1\2"
+        + struct.pack("<HHHHHHLLLHHHHHLL", 20, *common, len(extra), 0, 0, 0, 0, 0xFFFFFFFF)
+        + name
+        + extra
+    )
+    end = b"PK\5\6" + struct.pack("<HHHHLLH", 0, 0, 1, 1, len(directory), len(local), 0)
+    (tmp_path / "s.zip").write_bytes(local + directory + end)
+    ((source,), _) = find_sources([tmp_path / "s.zip"])
+    with pytest.raises(SliceError) as caught:
+        read_source(source)
+    assert caught.value.reason == "unreadable-file"
+    assert read_file(source).reason == "unreadable-file"
+
+
+def test_members_that_overlap_are_not_read(tmp_path, write_slice):
+    data = write_slice(tmp_path / "0.dcm", size=64).read_bytes()
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        archive.writestr("000000", data)
+    whole = (tmp_path / "s.zip").read_bytes()
+    start, end = whole.index(b"PK\1\2"), whole.index(b"PK\5\6")
+    local, entry = whole[:start], whole[start:end]
+    directory = b"".join(entry.replace(b"000000", b"%06d" % k) for k in range(20))
+    counts = struct.pack("<HHHHLLH", 0, 0, 20, 20, len(directory), len(local), 0)
+    (tmp_path / "s.zip").write_bytes(local + directory + b"PK\5\6" + counts)
+    sources, (skipped,) = find_sources([tmp_path / "s.zip"])
+    assert not sources
+    assert (skipped.reason, skipped.detail) == ("unreadable-file", "the archive's members overlap")
+
+
+def test_a_folder_deeper_than_a_path_can_be_is_listed(tmp_path, write_slice):
+    write_slice(tmp_path / "scan" / "0.dcm")
+    here = os.open(tmp_path / "scan", os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=here)
+        os.close(os.open("x" * 250, os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        deeper = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    paths, skipped = found(tmp_path / "scan")
+    assert "0.dcm" in paths
+    assert "unreadable-file" in skipped.values()
+
+
+def test_a_folder_that_may_be_listed_and_not_entered(tmp_path, monkeypatch, write_slice):
+    write_slice(tmp_path / "scan" / "0.dcm")
+    write_slice(tmp_path / "scan" / "shut" / "1.dcm")
+    whole = Path.stat
+
+    def stat(path, **options):
+        if path.parent.name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(Path, "is_dir", lambda path: bool(stat(path).st_mode & 0o040000))
+    assert found(tmp_path / "scan") == (["0.dcm"], {"shut/1.dcm": "unreadable-file"})
 
 
 def bomb(path, claimed):

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from ich_keras.ct.description import Description, describe
 from ich_keras.ct.dicom import pseudonym, read_header
 from ich_keras.errors import REASONS
-from ich_keras.inference.results import Source
+from ich_keras.inference.results import File, Source
 from ich_keras.inference.scan import find_sources
 from ich_keras.inference.series import (
     FAILURES,
-    File,
     group_studies,
     in_part,
     read_file,
@@ -197,14 +196,52 @@ def test_all_axial_series_of_a_study_are_read(at):
     ]
 
 
-def test_two_files_of_one_instance_are_read_once(at):
-    files = [at(0.0, instance="a"), at(0.0, instance="a"), at(5.0, instance="b")]
+def slices_of(slice_file, *given):
+    """Files of one SOP instance UID, each of (its path, a stored value, elements)."""
+    return [
+        read_file(source_of(slice_file(np.full((4, 4), value, np.int16), **elements).getvalue(), path))
+        for path, value, elements in given
+    ]
+
+
+def test_two_files_of_one_instance_are_read_once(slice_file):
+    files = slices_of(
+        slice_file,
+        ("a", 1000, {}),
+        ("copy", 1000, {}),
+        ("b", 1000, {"SOPInstanceUID": "1.2.3"}),
+    )
     (study,), _ = group_studies(files)
-    assert len(study.slices) == 2
-    assert [entry.reason for entry in study.skipped] == ["duplicate-file"]
+    assert [entry.source.path for entry in study.slices] == ["a", "b"]
+    assert [(entry.source.path, entry.reason) for entry in study.skipped] == [("copy", "duplicate-file")]
+    assert study.note == study.no_dicom == ""
     nameless = [replace(f, description=replace(f.description, instance="")) for f in files]
     (study,), _ = group_studies(nameless)
     assert len(study.slices) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "elements"),
+    [
+        (1001, {}),
+        (1000, {"ImagePositionPatient": [-1, -1, 7]}),
+        (1000, {"SeriesInstanceUID": "1.2.3"}),
+        (1000, {"RescaleIntercept": -1000}),
+        (1000, {"ImagePositionPatient": None}),
+    ],
+)
+def test_different_slices_of_one_instance_uid_are_all_read(slice_file, value, elements):
+    first = elements if "ImagePositionPatient" in elements and not elements["ImagePositionPatient"] else {}
+    files = slices_of(slice_file, ("a", 1000, first), ("b", value, elements))
+    (study,), _ = group_studies(files)
+    assert len(study.slices) == 2
+    assert not study.skipped
+    assert "one SOP instance UID" in study.note
+    assert "one SOP instance UID" in study.no_dicom
+    assert len({entry.id for entry in study.slices}) == 2
+    assert files[0].description.instance in {entry.id for entry in study.slices}
+    again = group_studies(files)[0][0]
+    assert [entry.id for entry in again.slices] == [entry.id for entry in study.slices]
 
 
 def test_two_patients_with_one_study_uid_are_kept_apart(at):
@@ -222,8 +259,120 @@ def test_two_patients_with_one_study_uid_are_kept_apart(at):
     assert next(study for study in studies if not study.note).id == "v"
 
 
+@pytest.fixture(scope="module")
+def whose(at):
+    """whose(patient, person, study="u") -> File of them."""
+
+    def make(patient, person, study="u"):
+        file = at(0.0, instance=f"{patient}/{person}/{study}")
+        return replace(
+            file, description=replace(file.description, patient=patient, person=person, study=study)
+        )
+
+    return make
+
+
+def test_two_names_without_an_id_are_two_patients(slice_file):
+    files = slices_of(
+        slice_file,
+        ("a", 1, {"PatientID": "", "PatientName": "Doe^A", "SOPInstanceUID": "1.2.1"}),
+        ("b", 1, {"PatientID": "", "PatientName": "Roe^B", "SOPInstanceUID": "1.2.2"}),
+        ("c", 1, {"PatientID": "", "PatientName": "Doe^A", "SOPInstanceUID": "1.2.3"}),
+    )
+    studies, _ = group_studies(files)
+    assert sorted(len(study.slices) for study in studies) == [1, 2]
+    assert len({study.patient for study in studies}) == len({study.id for study in studies}) == 2
+    assert all("kept apart" in study.note for study in studies)
+    assert not any(name in repr(study) for study in studies for name in ("Doe", "Roe"))
+
+
+def test_birth_dates_tell_patients_of_one_name_apart(slice_file):
+    files = slices_of(
+        slice_file,
+        *(
+            (
+                date,
+                1,
+                {"PatientID": "", "PatientName": "Doe", "PatientBirthDate": date, "SOPInstanceUID": uid},
+            )
+            for date, uid in (("19600101", "1.2.1"), ("19700101", "1.2.2"))
+        ),
+    )
+    assert len(group_studies(files)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "groups"),
+    [
+        # A slice that names nobody is the one patient's.
+        ([("a", "x"), ("", "")], [2]),
+        ([("a", "x"), ("", "x")], [2]),
+        ([("", "x"), ("", "")], [2]),
+        ([("", ""), ("", "")], [2]),
+        # It is nobody's where there are two, and another name is another patient.
+        ([("a", "x"), ("b", "y"), ("", "")], [1, 1, 1]),
+        ([("a", "x"), ("", "y")], [1, 1]),
+        ([("a", "x"), ("", "y"), ("", "")], [1, 1, 1]),
+        ([("a", "x"), ("b", "x"), ("", "x")], [1, 1, 1]),
+        ([("a", ""), ("", "y")], [1, 1]),
+    ],
+)
+def test_slices_without_a_patient_id(whose, given, groups):
+    files = [replace_instance(whose(*who), k) for k, who in enumerate(given)]
+    for order in (files, files[::-1]):
+        studies, _ = group_studies(order)
+        assert sorted(len(study.slices) for study in studies) == groups
+        assert len({study.id for study in studies}) == len(groups)
+    joined = groups == [2] and given[0] != given[1]
+    assert ("without a patient ID" in studies[0].note) == joined
+
+
+def replace_instance(file, k):
+    return replace(file, description=replace(file.description, instance=f"i{k}"))
+
+
+def test_files_that_name_no_study_are_not_joined(whose):
+    studies, _ = group_studies([whose("a", "x", ""), whose("", "", "")])
+    assert len(studies) == 2
+
+
+def test_one_file_that_can_not_be_read_is_listed_whatever_it_raises():
+    def fail():
+        raise OverflowError("Doe")
+
+    file = read_file(Source("x", fail))
+    assert (file.reason, file.detail) == ("unreadable-file", "reading it failed (OverflowError)")
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("a/9.dcm", True),
+        ("b/X.IMA", True),
+        ("b/x.DICOM", True),
+        ("a/9", False),
+        ("a/readme.txt", False),
+        ("c/9", True),
+        ("c/1.2.3.4", True),
+        ("c/readme.txt", False),
+        ("d/9", False),
+        ("s.zip!9.dcm", True),
+    ],
+)
+def test_a_damaged_file_among_slices_is_a_failure(at, slice_file, name, lost):
+    slices = [replace_instance(at(0.0), k) for k in range(2)]
+    slices = [
+        replace(file, source=replace(file.source, path=path))
+        for file, path in zip(slices, ("a/0.dcm", "c/0"), strict=True)
+    ]
+    whole = slice_file(np.zeros((16, 16), np.int16)).getvalue()
+    for data in (bytes(512) + whole[512:], whole[:132]):
+        _, others = group_studies([*slices, read_file(source_of(data, name))])
+        assert [(entry.reason in FAILURES) for entry in others] == [lost]
+
+
 def test_files_of_no_study(at, slice_file):
-    junk = read_file(source_of(b"not a DICOM file at all"))
+    junk = read_file(source_of(b"not a DICOM file at all", "x.txt"))
     nameless = replace(at(0.0), description=Description())
     studies, others = group_studies([junk, nameless])
     assert [entry.reason for entry in others] == ["not-dicom"]

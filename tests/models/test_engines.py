@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from ich_keras.errors import InputError
+from ich_keras.files import sha256_of_file
 from ich_keras.models.arms import build_arm, feature_maps
 from ich_keras.models.engines import ENGINES, load_engine
 from ich_keras.models.export import export_onnx, export_openvino, export_saved_model, images_from_hu
@@ -146,6 +147,35 @@ def test_a_file_that_is_not_named_is_not_read(copied):
     assert caught.value.reason == "bad-model"
 
 
+def test_an_onnx_model_with_weights_in_a_file_that_is_not_named_is_refused(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    weights = onnx.numpy_helper.from_array(np.full(6, 0.25, np.float32), "weights")
+    (tmp_path / "weights.bin").write_bytes(weights.raw_data)
+    onnx.external_data_helper.set_external_data(weights, "weights.bin")
+    weights.ClearField("raw_data")
+    hu, probability = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [6])
+        for name in ("hu", "probability")
+    )
+    node = onnx.helper.make_node("Add", ["hu", "weights"], ["probability"])
+    graph = onnx.helper.make_graph([node], "graph", [hu], [probability], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+
+    def name_files(*names):
+        files = {name: sha256_of_file(tmp_path / name) for name in names}
+        (tmp_path / "metadata.json").write_text(json.dumps({"files": files}))
+
+    name_files("model.onnx", "weights.bin")
+    given = load_engine(tmp_path, "onnx").predict(np.zeros(6, np.float32))
+    np.testing.assert_array_equal(given["probability"], np.full(6, 0.25))
+    name_files("model.onnx")
+    with pytest.raises(InputError, match=r"does not name weights\.bin") as caught:
+        load_engine(tmp_path, "onnx")
+    assert caught.value.reason == "bad-model"
+
+
 def test_changed_missing_and_foreign_files_are_refused(copied):
     name, folder = copied
     other = "onnx" if name == "tensorflow" else "tensorflow"
@@ -166,6 +196,18 @@ def test_changed_missing_and_foreign_files_are_refused(copied):
     (folder.parent / "outside").write_text("")
     with pytest.raises(InputError, match=r"lacks \.\./outside"):
         load_engine(folder, name)
+
+
+def test_a_file_that_the_library_cannot_read_is_refused(copied):
+    name, folder = copied
+    metadata = json.loads((folder / "metadata.json").read_text())
+    model = {"tensorflow": "saved_model/saved_model.pb", "openvino": "model.xml", "onnx": "model.onnx"}[name]
+    (folder / model).write_bytes(b"no model")
+    metadata["files"][model] = sha256_of_file(folder / model)
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(InputError, match="can't read") as caught:
+        load_engine(folder, name)
+    assert caught.value.reason == "bad-model"
 
 
 def test_a_folder_without_metadata_and_an_unknown_engine_are_refused(tmp_path):

@@ -113,7 +113,8 @@ def test_hybrid_and_export_agree_with_the_arms(arms, hu, tmp_path):
     hybrid = build_hybrid(arms)
     compute = tf.function(lambda batch: hybrid(batch, training=False), jit_compile=True)
     compiled = compute({name: tf.constant(values) for name, values in images.items()})
-    np.testing.assert_allclose(logits_of(compiled), logits_of(mean), atol=1e-4)
+    # XLA adds in another order.
+    np.testing.assert_allclose(logits_of(compiled), logits_of(mean), atol=5e-4)
 
     export_saved_model(arms, tmp_path / "hybrid", {})
     served = tf.saved_model.load(str(tmp_path / "hybrid" / "saved_model")).signatures["serving_default"](

@@ -34,11 +34,12 @@ if end == "killed":
 if end == "failed":
     (folder / "run.json").write_text(json.dumps({"state": "failed"}))
     sys.exit(2)
-if end == "stopped":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    os.kill(os.getppid(), signal.SIGTERM)
+if end in ("stopped", "hung up"):
+    number = signal.SIGTERM if end == "stopped" else signal.SIGHUP
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    os.kill(os.getppid(), number)
     signals = 0
-    while signal.sigtimedwait({signal.SIGTERM}, 0.5 if signals else 60):
+    while signal.sigtimedwait({number}, 0.5 if signals else 60):
         signals += 1
     (folder / "run.json").write_text(json.dumps({"state": "stopped", "signals": signals}))
     sys.exit(75)
@@ -90,6 +91,19 @@ def test_what_would_fail_every_fold_ends_at_the_first(train):
     assert code == EXIT_IMPOSSIBLE
     assert calls == ["--fold 0"]
     assert "error: no data" in text
+    assert ("0", "not trained") in states(text)
+
+
+def test_what_only_the_run_of_a_fold_is_refused_for_ends_no_other(train, tmp_path, monkeypatch):
+    run = Run(tmp_path / "runs", "paper", "tiny300", 1)
+    run.write({"state": "stopped"})
+    # Another process takes fold 4 between the look at its lock and the child's own.
+    answers = {4: iter([False, True])}
+    monkeypatch.setattr(all_folds, "is_locked", lambda run: next(answers.get(run.fold, iter([False]))))
+    code, calls, text = train({"1": "bad-data", "4": "bad-data"})
+    assert code == EXIT_SOME_FAILED
+    assert calls[1] == "--fold 1 --resume" and len(calls) == 10
+    assert {("1", "stopped"), ("4", "not trained"), ("9", "complete")} <= set(states(text))
 
 
 def test_a_signal_is_passed_on_once_and_ends_all(train, tmp_path, caplog):
@@ -99,6 +113,15 @@ def test_a_signal_is_passed_on_once_and_ends_all(train, tmp_path, caplog):
     assert Run(tmp_path / "runs", "paper", "tiny300", 1).read()["signals"] == 1
     assert ("1", "stopped") in states(text) and ("2", "not trained") in states(text)
     assert "the same command, without --overwrite, goes on" in caplog.text
+
+
+def test_a_closed_terminal_is_left_and_ends_all(train, tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(all_folds, "leave_terminal", lambda: left.append(True))
+    code, calls, _ = train({"1": "hung up"})
+    assert (code, left) == (EXIT_STOPPED, [True])
+    assert calls == ["--fold 0", "--fold 1"]
+    assert Run(tmp_path / "runs", "paper", "tiny300", 1).read()["signals"] == 1
 
 
 def test_a_fold_that_another_process_trains_is_left_to_it(train, tmp_path, caplog):

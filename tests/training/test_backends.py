@@ -3,7 +3,8 @@
 The devices are two logical ones of the CPU. How far apart runs may be: what is added up in another order
 differs by float32's rounding, in the optimizer and the losses by less than 5e-3 of the largest value.
 Adam divides a gradient by its own size, so where a gradient is all but zero that rounding moves a weight by
-part of the learning rate: a tenth of it is allowed. Without the statistics of the whole batch in BatchNorm,
+part of the learning rate: a tenth of it is allowed, and 3e-4 of an array's largest value, by which moving
+variances, being squares, may part. Without the statistics of the whole batch in BatchNorm,
 weights part by 9 times the learning rate within six steps.
 """
 
@@ -72,7 +73,7 @@ def assert_close(one, other, arch):
     for name, array in arrays.items():
         allowed = 5e-3 * np.abs(array).max(initial=0)
         if name.startswith("model"):
-            allowed = 1e-4 * np.abs(array).max(initial=0) + LEARNING_RATE / 10
+            allowed = 3e-4 * np.abs(array).max(initial=0) + LEARNING_RATE / 10
         np.testing.assert_allclose(others[name], array, rtol=0, atol=allowed, err_msg=name)
     pd.testing.assert_frame_equal(history, other_history, rtol=1e-3)
 
@@ -128,7 +129,8 @@ def test_two_devices_on_tensorflow_train_as_one_does(other_process, phantom_data
         "one": common,
         "two": {**common, "devices": 2},
         "cut": {**common, "devices": 2, "cut": True},
-        "float16": {**common, "devices": 2, "precision": "mixed_float16", "ema": 0.9},
+        # As where there are GPUs: XLA, which one device would have, can't be had under MirroredStrategy.
+        "float16": {**common, "devices": 2, "precision": "mixed_float16", "ema": 0.9, "gpus": 2},
     }
     text = json.dumps({str(tmp_path / name): options for name, options in runs.items()})
     finish(other_process("runs", text, KERAS_BACKEND="tensorflow"))

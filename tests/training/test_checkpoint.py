@@ -44,6 +44,14 @@ def test_only_the_newest_are_kept(folder):
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-000000009", "step-000000012"]
 
 
+def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(folder):
+    (folder / "step-000000009" / ARRAYS).write_bytes(b"")
+    assert load_checkpoint(folder)[1]["step"] == 5
+    save_checkpoint(folder, 6, arrays(6), {"step": 6}, keep=2)
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000000005", "step-000000006"]
+    assert load_checkpoint(folder)[1]["step"] == 6
+
+
 @pytest.mark.parametrize("name", [ARRAYS, STATE])
 def test_a_checkpoint_cut_at_any_byte_gives_way_to_the_one_before(folder, name, caplog):
     file = folder / "step-000000009" / name
@@ -135,11 +143,11 @@ def test_a_state_that_latest_did_not_see_is_not_trusted(folder):
     assert load_checkpoint(folder)[1]["step"] == 5
 
 
-@pytest.mark.parametrize("text", [None, "", "step-000000009", "step-000000042 abc\n"])
+@pytest.mark.parametrize("text", [None, b"", b"step-000000009", b"step-000000042 abc\n", b"\xff\xfe abc"])
 def test_without_a_useful_latest_the_newest_whole_checkpoint_is_used(folder, text):
     (folder / LATEST).unlink()
     if text is not None:
-        (folder / LATEST).write_text(text)
+        (folder / LATEST).write_bytes(text)
     assert load_checkpoint(folder)[1]["step"] == 9
 
 

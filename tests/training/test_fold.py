@@ -207,6 +207,33 @@ def test_a_loss_that_is_not_a_number_names_the_batch(options, monkeypatch):
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
+def test_a_prediction_that_is_not_a_number_names_the_validation_slices(options, monkeypatch):
+    predict = fold_module.predict_rows
+    validated = []
+
+    def broken_after_the_first_epoch(*args, **kwargs):
+        predicted = predict(*args, **kwargs)
+        validated.append(predicted)
+        if len(validated) == 2:
+            predicted["tiny300"][[1, 3], 2] = np.nan
+        return predicted
+
+    monkeypatch.setattr(fold_module, "predict_rows", broken_after_the_first_epoch)
+    prepared = prepare_fold(options)
+    with pytest.raises(
+        InputError, match=r"after epoch 2, predictions of 2 of \d+ validation slices"
+    ) as caught:
+        train_fold(prepared)
+    assert caught.value.reason == "training-diverged"
+    run = run_of(options)
+    ids = list(prepared.index.rows["id"].iloc[prepared.validation[[1, 3]]])
+    record = run.read()
+    assert (record["state"], record["slices"]) == ("failed", ids)
+    assert ", ".join(ids) in str(caught.value)
+    assert list(pd.read_csv(run.history)["epoch"]) == [0]
+    assert load_checkpoint(run.checkpoints)[1]["step"] == 6
+
+
 def test_a_folder_that_holds_a_run_is_not_touched(small_runs, phantom_data):
     options = TrainingOptions("tiny300", 0, data=phantom_data, runs=small_runs)
     with pytest.raises(InputError, match="--resume to go on with it, --overwrite") as caught:
@@ -243,6 +270,22 @@ def test_resuming_with_other_data_or_another_arch_is_refused_with_the_difference
         prepare_fold(TrainingOptions("tiny299", 0, data=data, **same | {"runs": small_runs}))
     names = [line.split()[0] for line in str(caught.value).splitlines()[2:-1]]
     assert names == ["data-fingerprint", "split-fingerprint"]
+
+
+def test_initial_weights_are_known_again_by_their_contents(phantom_data, tmp_path):
+    same = dict(data=phantom_data, runs=tmp_path / "runs", steps_per_epoch=3, batch_size=4)
+    for name, contents in (("first", b"weights"), ("moved", b"weights"), ("other", b"others")):
+        (tmp_path / f"{name}.weights.h5").write_bytes(contents)
+
+    def prepare(name, **options):
+        weights = str(tmp_path / f"{name}.weights.h5")
+        return prepare_fold(TrainingOptions("tiny300", 0, weights=weights, **same, **options))
+
+    prepared = prepare("first")
+    prepared.run.write(prepared.record)
+    prepare("moved", resume=True)
+    with pytest.raises(InputError, match="weights-sha256"):
+        prepare("other", resume=True)
 
 
 @contextmanager
@@ -297,6 +340,32 @@ def test_a_run_that_is_being_trained_is_left_alone(options):
             prepare_fold(options)
         with pytest.raises(InputError, match="being trained by another process"):
             prepare_fold(replace(options, overwrite=True))
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_trained_anew_in_silence(
+    small_runs, phantom_data, tmp_path, caplog
+):
+    shutil.copytree(small_runs, tmp_path / "runs")
+    options = TrainingOptions(
+        "tiny300", 0, data=phantom_data, runs=tmp_path / "runs", steps_per_epoch=3, batch_size=4,
+        learning_rate=1e-3, epochs=2, resume=True,
+    )  # fmt: skip
+    run = run_of(options)
+    before = run.history.read_bytes()
+    for path in run.checkpoints.glob("*/arrays.npz"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"has done 3 steps, and .* holds no .*--overwrite") as caught:
+        train_fold(prepare_fold(options))
+    assert caught.value.reason == "run-exists"
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(InputError, match=r"has done an epoch or more, .*--overwrite"):
+        train_fold(prepare_fold(options))
+    assert run.history.read_bytes() == before
+    assert run.read()["state"] == "complete"
+    shutil.rmtree(run.folder)
+    with caplog.at_level(logging.INFO):
+        train_fold(prepare_fold(replace(options, epochs=1)))
+    assert "nothing to resume; starting anew" in caplog.text
 
 
 def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(tmp_path, phantom_data, small_runs):

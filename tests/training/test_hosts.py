@@ -3,13 +3,15 @@
 import json
 import signal
 import socket
+import sys
 
 import numpy as np
 import pytest
 
 from ich_keras.errors import EXIT_IMPOSSIBLE, EXIT_STOPPED, InputError
+from ich_keras.training import hosts
 from ich_keras.training.checkpoint import load_checkpoint
-from ich_keras.training.hosts import check_address, explain_abort
+from ich_keras.training.hosts import check_address, explain_abort, supervise
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.runs import Run
 
@@ -59,6 +61,29 @@ def test_an_abort_is_explained(code, native, process_id, exit_code, words):
     assert found == exit_code
     assert words in message
     assert FATAL not in message
+
+
+SIGNALS_ITS_PARENT = """
+import os, signal, sys
+number = int(sys.argv[1])
+signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+os.kill(os.getppid(), number)
+sys.exit(75 if signal.sigtimedwait({number}, 60) else 1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_parent_passes_a_signal_on_and_waits_for_its_child(number, monkeypatch):
+    left = []
+    monkeypatch.setattr(hosts, "leave_terminal", lambda: left.append(number))
+    # Without a handler, SIGHUP would end these tests.
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        command = [sys.executable, "-c", SIGNALS_ITS_PARENT, str(int(number))]
+        assert supervise(command, options(f"127.0.0.1:{free_port()}")) == EXIT_STOPPED
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert left == [number] * (number == signal.SIGHUP)
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_a_run_killed_at_ten_moments_ends_as_one_left_alone(trainer, alone, tmp_
         assert died["code"] == -signal.SIGKILL, (events[moment], died["code"])
         if count == 0:
             # Somewhere while it starts, restores and builds.
-            died = trainer.attempt(killed.runs, resume=True, seconds=rng.uniform(0, 1))
+            died = trainer.attempt(killed.runs, resume=True, seconds=rng.uniform(0, 0.3))
             assert died["code"] == -signal.SIGKILL
     assert run_status(killed).state == "interrupted"
     assert trainer.attempt(killed.runs, resume=True)["code"] == 0

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,3 +91,17 @@ def test_what_travels_names_no_path_of_this_machine():
     assert "/home" not in str(public) and "ward-7" not in str(public)
     assert public["arguments"] == {"weights": "a file, sha256 abc", "seed": 3}
     assert record["arguments"]["data"] == "/home/a/data"
+
+
+def test_a_run_that_was_removed_in_part_can_not_be_resumed(tmp_path, monkeypatch):
+    run = make_run(tmp_path, "tiny300", 0)
+    (run.checkpoints / "step-000000001").mkdir(parents=True)
+    names = ["best.weights.h5", "checkpoints", "predictions-validation.csv", "run.json"]
+    entries = [run.folder / name for name in names]
+    removed = []
+    monkeypatch.setattr(Run, "_entries", lambda self: entries)
+    monkeypatch.setattr(Path, "unlink", lambda path: removed.append(path.name))
+    monkeypatch.setattr("shutil.rmtree", lambda path: removed.append(path.name))
+    run.clear()
+    assert removed[:2] == ["checkpoints", "run.json"]
+    assert sorted(removed) == names

@@ -1,6 +1,7 @@
 import io
 import os
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -19,6 +20,13 @@ def make_run(runs, fold, state, *, losses=(), arch="tiny300", **record):
         lines = ["epoch,val_loss", *(f"{epoch},{loss}" for epoch, loss in enumerate(losses))]
         run.history.write_text("\n".join(lines) + "\n")
     return run
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_passed_over(tmp_path, monkeypatch):
+    run = make_run(tmp_path, 0, "complete")
+    # The heartbeat was there a moment ago.
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    assert run_status(run).state == "complete"
 
 
 def test_a_run_says_how_far_it_is(tmp_path):

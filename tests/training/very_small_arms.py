@@ -1,8 +1,8 @@
 """Two very small arms, and what tests of backends, devices and hosts do with them in other processes.
 
     python very_small_arms.py train ARGUMENTS OF train.py
-    python very_small_arms.py runs JSON: {folder: options of training, and "cut" to do it in two sittings};
-                                          the last is evaluated
+    python very_small_arms.py runs JSON: {folder: options of training, "cut" to do it in two sittings, and
+                                          "gpus" to let Keras see as many}; the last is evaluated
     python very_small_arms.py predict FOLDER
 
 The backend is KERAS_BACKEND's. With SIGNAL_AT set to "<step> <number>", `train` sends itself that signal
@@ -78,10 +78,12 @@ def train_command(arguments):
 
 def make_runs(runs):
     import_keras_and_arms(lambda: claim_devices(2))
+    import keras
+
     from ich_keras.training import watcher
     from ich_keras.training.fold import train_fold
 
-    save = watcher.save_checkpoint
+    save, list_devices = watcher.save_checkpoint, keras.distribution.list_devices
 
     class PowerCutError(BaseException):
         pass
@@ -93,6 +95,8 @@ def make_runs(runs):
 
     for folder, options in runs.items():
         options = {"fold": 0, "runs": Path(folder), **options, "data": Path(options["data"])}
+        gpus = [f"gpu:{number}" for number in range(options.pop("gpus", 0))]
+        keras.distribution.list_devices = (lambda kind=None, found=gpus: found) if gpus else list_devices
         if options.pop("cut", False):
             watcher.save_checkpoint = cut
             try:
