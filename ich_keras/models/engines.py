@@ -182,8 +182,8 @@ def _openvino(path: Path) -> Run:
 
     def requests(slices: int) -> Any:
         # A single slice is given all cores; of several, each core is given its own, as no larger batch takes
-        # less time a slice. Compiling takes seconds, so a single slice that follows several goes with them.
-        hint = "LATENCY" if slices == 1 and list(queues) != ["THROUGHPUT"] else "THROUGHPUT"
+        # less time a slice. A single slice among the one-core requests would leave the other cores idle.
+        hint = "LATENCY" if slices == 1 else "THROUGHPUT"
         if hint not in queues:
             # OpenVINO computes in bfloat16 where the processor can, unless it is told not to.
             options = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": "f32"}
