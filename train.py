@@ -9,6 +9,7 @@ The run goes to runs/<protocol>/<arch>/fold-<k>/; Ctrl-C saves a checkpoint, and
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ich_keras.training.options import (
     add_data_arguments,
     parse_fold_or_all,
 )
+from ich_keras.training.stopping import PARENT, end_with_parent
 
 RECIPES: tuple[tuple[str, dict, str], ...] = (
     (
@@ -136,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
         "--process-id", type=int, default=0, metavar="I", help="this one, 0..N-1 (default: %(default)s)"
     )
     hosts.add_argument(SUPERVISED, type=int, help=argparse.SUPPRESS)
+    command.add_argument(PARENT, type=int, help=argparse.SUPPRESS)
     command.add_argument("--resume", action="store_true", help="go on with the run that is there")
     command.add_argument(
         "--overwrite", action="store_true", help="remove the run that is there and start again"
@@ -160,7 +163,9 @@ def main(arguments: list[str]) -> int | None:
     missing = [f"--{name}" for name in ("arch", "fold") if given[name] is None]
     if missing:
         command.error(f"the following arguments are required: {', '.join(missing)}")
-    fold, stderr = given.pop("fold"), given.pop("supervised")
+    fold, stderr, parent = (given.pop(name) for name in ("fold", "supervised", "parent"))
+    if parent is not None:
+        end_with_parent(signal.SIGTERM, parent)
     options = TrainingOptions(**given, fold=0 if fold == "all" else fold)
     start()
     check_devices(options, keras_backend())

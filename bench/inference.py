@@ -265,25 +265,47 @@ def verdicts(result: dict[str, Any]) -> list[Verdict]:
     return rows
 
 
-def show(result: dict[str, Any]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table("hybrid from HU", "batch", "slices/s", "against Keras", "must be", "of the floor")
+RATES = (
+    "hybrid from HU",
+    "batch",
+    "slices/s",
+    "against Keras",
+    "must be",
+    "of the arithmetic floor",
+    "logits off",
+)
+
+
+def rates(result: dict[str, Any]) -> list[list[str]]:
+    """The cells of a row under `RATES` for each engine and batch."""
+    rows = []
     for name, entry in result["engines"].items():
         for batch, one in entry["batches"].items():
             target = TARGETS.get((name, int(batch)))
             share = result["share_of_floor"].get(name, {}).get(batch)
-            table.add_row(
-                name,
-                batch,
-                f"{one['slices_per_second']:.2f}",
-                f"{one['ratio']:.2f}",
-                f">= {target}" if target else "",
-                f"{share:.2f}" if share else "",
+            rows.append(
+                [
+                    name,
+                    batch,
+                    f"{one['slices_per_second']:.2f}",
+                    f"{one['ratio']:.2f}",
+                    f">= {target}" if target else "",
+                    f"{share:.2f}" if share else "",
+                    f"{entry['logits_off']:.0e}" if share else "",
+                ]
             )
+    return rows
+
+
+def show(result: dict[str, Any]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table(*RATES)
+    for row in rates(result):
+        table.add_row(*row)
     console.print(table)
     reached = Table("what", "measured", "must be", "")
-    for row in verdicts(result):
-        reached.add_row(*row[:3], "met" if row.met else "not met")
+    for verdict in verdicts(result):
+        reached.add_row(*verdict[:3], "met" if verdict.met else "not met")
     console.print(reached)
     for key in ("gflop_per_slice", "matrix_gflops", "cold_start_seconds", "study", "memory_mb"):
         console.print(f"{key}: {result[key]}")

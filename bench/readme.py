@@ -132,7 +132,7 @@ def training_tables(result: dict[str, Any]) -> str:
 
 def inference_tables(result: dict[str, Any]) -> str:
     """The JSON of bench/inference.py as Markdown."""
-    machine, engines = result["machine"], result["engines"]
+    machine = result["machine"]
     gflop, peaks = result["gflop_per_slice"], result["matrix_gflops"]
     arms = " and ".join(result["arms"])
     lines = [
@@ -144,24 +144,10 @@ def inference_tables(result: dict[str, Any]) -> str:
         f" ({', '.join(f'{name} {value:.0f}' for name, value in peaks.items())})."
         + (" **Busy machine**: the rates are too low." if is_busy(machine) else ""),
         "",
-        "| hybrid from HU | batch | slices/s | against Keras | must be | of the arithmetic floor"
-        " | logits off |",
+        f"| {' | '.join(inference.RATES)} |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, row in engines.items():
-        for batch, one in row["batches"].items():
-            target = inference.TARGETS.get((name, int(batch)))
-            share = result["share_of_floor"].get(name, {}).get(batch)
-            cells = [
-                name,
-                batch,
-                f"{one['slices_per_second']:.2f}",
-                f"{one['ratio']:.2f}",
-                f">= {target}" if target else "",
-                f"{share:.2f}" if share else "",
-                f"{row['logits_off']:.0e}" if share else "",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join(row)} |" for row in inference.rates(result)]
     lines += ["", "| what | measured | must be | |", "| --- | ---: | ---: | --- |"]
     for verdict in inference.verdicts(result):
         lines.append(f"| {' | '.join(verdict[:3])} | {'met' if verdict.met else 'not met'} |")

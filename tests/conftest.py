@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,24 @@ def look(tmp_path):
         return {**json.loads(html.unescape(note[1])), "console": run.stderr.count("CONSOLE")}
 
     return measure
+
+
+class HtmlReader(HTMLParser):
+    """Sources, ids and links of a page; fails where an element is not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.open, self.ids, self.links = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.sources += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
+        if tag == "a":
+            self.links.append(given["href"])
+        if "id" in given:
+            self.ids.append(given["id"])
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag

@@ -1,13 +1,10 @@
 """What a DICOM file says of itself: to whom it belongs and what it shows, whether or not it is a slice."""
 
 import re
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
 
-from ich_keras.ct import elements
 from ich_keras.ct.dicom import pseudonym
-from ich_keras.errors import SliceError
 
 _TAGS = {
     "image_type": 0x0008_0008,
@@ -22,7 +19,9 @@ _TAGS = {
     "series": 0x0020_000E,
     "number": 0x0020_0013,
 }
-_WANTED = frozenset(_TAGS.values())
+DESCRIBING = frozenset(_TAGS.values())
+"""The tags whose values `describe` takes."""
+
 _INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 
 
@@ -50,16 +49,12 @@ class Description:
     number: int | None = None
 
 
-def describe(file: BinaryIO, size: int) -> Description:
-    """Reads a file's description; of a damaged file, what stands before the damage.
+def describe(values: Mapping[int, bytes]) -> Description:
+    """The description that a file's elements give.
 
     Args:
-        file: an open, seekable binary file.
-        size: its length in bytes.
+        values: by tag, as `ct.dicom.read_header` finds them; of a damaged file, those before the damage.
     """
-    values: dict[int, bytes] = {}
-    with suppress(SliceError):
-        elements.find_elements(file, size, _WANTED, values)
 
     def text(name: str) -> str:
         return values.get(_TAGS[name], b"").decode("latin-1").strip(" \0")

@@ -104,18 +104,26 @@ class SliceHeader:
         return self.position[2]
 
 
-def read_header(source: Source, size: int | None = None) -> SliceHeader:
+def read_header(
+    source: Source,
+    size: int | None = None,
+    *,
+    also: frozenset[int] = frozenset(),
+    values: dict[int, bytes] | None = None,
+) -> SliceHeader:
     """Reads a slice's header, and none of its pixels.
 
     Args:
         source: a path, or an open, seekable binary file.
         size: the file's length in bytes, where finding it by seeking would be dear (a compressed zip member).
+        also: further tags to find on the way.
+        values: where to put the values of all tags that are found, before an error too.
 
     Raises:
         SliceError: the file can't be used; `reason` says why.
     """
     with _opened(source, size) as (file, length):
-        return _header(elements.find_elements(file, length, _WANTED))[0]
+        return _header(elements.find_elements(file, length, _WANTED | also, values))[0]
 
 
 def read_hu(source: Source, size: int | None = None) -> np.ndarray:

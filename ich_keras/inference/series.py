@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from ich_keras.ct.description import Description, describe
+from ich_keras.ct.description import DESCRIBING, Description, describe
 from ich_keras.ct.dicom import pseudonym, read_header
 from ich_keras.errors import SliceError
 from ich_keras.inference.identity import patients_of, without_copies
@@ -113,20 +113,23 @@ class Study:
 
 def read_file(source: Source) -> File:
     """Reads a file's header and judges whether it is an axial slice of a head. Nothing is raised."""
-    description = Description()
+    values: dict[int, bytes] = {}
+    header, reason, detail = None, "", ""
     try:
         with source.open() as (file, size):
-            description = describe(file, size)
-            reason, detail = _kind(description)
-            if reason:
-                return File(source, description, None, reason, detail)
-            header = read_header(file, size)
+            header = read_header(file, size, also=DESCRIBING, values=values)
     except SliceError as error:
-        return File(source, description, None, error.reason, str(error))
+        reason, detail = error.reason, str(error)
     except Exception as error:
         # One file never stops the others, and the text of a foreign error may hold what stands in it.
-        detail = f"reading it failed ({type(error).__name__})"
-        return File(source, description, None, "unreadable-file", detail)
+        reason, detail = "unreadable-file", f"reading it failed ({type(error).__name__})"
+    description = describe(values)
+    # What a file shows says more of it than which element of it no slice of a head would have.
+    other_kind, why = _kind(description)
+    if other_kind:
+        return File(source, description, None, other_kind, why)
+    if header is None:
+        return File(source, description, None, reason, detail)
     tilt = tilt_degrees(header.orientation)
     if tilt > MAX_TILT:
         detail = f"the slice is tilted by {tilt:.0f} degrees; up to {MAX_TILT:.0f} is called axial"

@@ -5,6 +5,7 @@ their heartbeats.
 """
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from ich_keras.training.lock import is_locked
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.runs import COMPLETE, FAILED, Run
 from ich_keras.training.status import DAMAGED, duration, read_record, run_status
-from ich_keras.training.stopping import leave_terminal, stop_signals
+from ich_keras.training.stopping import PARENT, leave_terminal, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,11 @@ class _Children:
             return EXIT_STOPPED
         # In a session of its own, or the terminal's Ctrl-C would reach it twice: from there and from here.
         self.child = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+            [*command, PARENT, str(os.getpid())],
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
         )
         reader = threading.Thread(target=_pass_lines_on, args=(self.child.stderr,))
         reader.start()

@@ -5,7 +5,6 @@ alone writes to the run's folder. Where a process is lost, JAX ends the others f
 with an abort and a stack trace. So each trains in a child, and its parent says what happened.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -23,7 +22,7 @@ from ich_keras.errors import EXIT_IMPOSSIBLE, EXIT_SOME_FAILED, EXIT_STOPPED, In
 from ich_keras.training.collectives import own_part, wait_for_all
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.prepare import PreparedFold
-from ich_keras.training.stopping import Stopped, leave_terminal, stop_signals
+from ich_keras.training.stopping import Stopped, end_with_parent, leave_terminal, stop_signals
 
 JOIN_SECONDS = 300
 """How long the processes wait for one another at the start."""
@@ -33,7 +32,6 @@ SUPERVISED = "--supervised"
 """The argument that makes a command the child: a file descriptor for what it has to say."""
 
 _LOST = "a process that trains with this one, or the connection to it, was lost"
-_PR_SET_PDEATHSIG = 1
 
 
 def check_address(options: TrainingOptions) -> None:
@@ -122,9 +120,7 @@ def explain_abort(code: int, native: str, options: TrainingOptions) -> tuple[int
 
 def run_child(stderr: int, work: Callable[[], int | None]) -> int:
     """Runs `work` as `supervise`'s child, which ends with its parent and speaks through `stderr`."""
-    if sys.platform == "linux":
-        # The parent may be killed in a way that it can't pass on.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     sys.stderr = os.fdopen(stderr, "w", buffering=1, errors="backslashreplace")
     try:
         code = report(work)

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM ask a training run to stop after the current step; a second one stops at once."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -17,6 +18,27 @@ logger = logging.getLogger(__name__)
 
 SAME_STOP_SECONDS = 1.0
 """One stop may reach a process several times, such as through its parent and its process group."""
+
+
+PARENT = "--parent"
+"""The argument by which a command is told its parent's process id, to end with it."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+    """Asks for a signal when the parent ends, which may be killed in a way that it can't pass on.
+
+    Linux alone has this; elsewhere nothing is done.
+
+    Args:
+        number: the signal.
+        parent: its process id, if it may have ended by now.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if parent is not None and os.getppid() != parent:
+            os.kill(os.getpid(), number)
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -1,5 +1,4 @@
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,8 @@ from ich_keras.evaluation.checklists import ITEMS, NOT_DONE, answer
 from ich_keras.evaluation.document import Evaluation, build_document
 from ich_keras.evaluation.evaluate import evaluate_predictions
 from ich_keras.labels import LABELS
+
+from ..conftest import HtmlReader
 
 BLOCKS = {
     "columns": {
@@ -82,28 +83,9 @@ def page(tmp_path_factory):
     return out / "report.html"
 
 
-class Reader(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.sources, self.open, self.ids, self.links = [], [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.sources += [given[name] for name in ("src", "srcset", "data", "poster") if name in given]
-        if tag == "a":
-            self.links.append(given["href"])
-        if "id" in given:
-            self.ids.append(given["id"])
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_is_whole_and_loads_nothing(page):
     text = page.read_text(encoding="utf-8")
-    reader = Reader()
+    reader = HtmlReader()
     reader.feed(text)
     assert not reader.open
     assert all(source.startswith("data:") for source in reader.sources)

@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -11,6 +10,8 @@ from ich_keras.inference import report
 from ich_keras.inference.predict import Options, predict_scans
 from ich_keras.inference.terminal import summary_table
 from ich_keras.inference.thresholds import Thresholds
+
+from ..conftest import HtmlReader
 
 
 @pytest.fixture(scope="module")
@@ -33,28 +34,9 @@ def results(tmp_path_factory, write_slice, engine):
     return folder / "out"
 
 
-class Reader(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.sources, self.open, self.ids, self.links = [], [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.sources += [given[name] for name in ("src", "srcset") if name in given]
-        if tag == "a":
-            self.links.append(given["href"])
-        if "id" in given:
-            self.ids.append(given["id"])
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_is_whole_and_loads_nothing(results):
     text = (results / "report.html").read_text(encoding="utf-8")
-    reader = Reader()
+    reader = HtmlReader()
     reader.feed(text)
     assert not reader.open
     # Three flagged studies, three slices each, three windows; the first is the highest of all six labels.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich_keras.ct.description import Description, describe
+from ich_keras.ct.description import Description
 from ich_keras.ct.dicom import pseudonym, read_header
 from ich_keras.errors import REASONS
 from ich_keras.inference.results import File, Source
@@ -115,10 +115,10 @@ def test_a_file_that_fails_still_says_whose_it_is(slice_file):
 @pytest.mark.parametrize("number", ["", "x", "1.5", "99999999999999", "+-3"])
 def test_an_instance_number_that_is_none(slice_file, number):
     data = slice_file(np.zeros((4, 4), np.int16), InstanceNumber=" 7").getvalue()
-    assert describe(io.BytesIO(data), len(data)).number == 7
+    assert read_file(source_of(data)).description.number == 7
     raw = data.replace(b"IS\x02\x007 ", b"IS" + len(number).to_bytes(2, "little") + number.encode())
     assert raw != data
-    assert describe(io.BytesIO(raw), len(raw)).number is None
+    assert read_file(source_of(raw)).description.number is None
 
 
 @pytest.mark.parametrize("tilt", [0.0, 17.0, -24.0])

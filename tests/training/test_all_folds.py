@@ -1,6 +1,10 @@
 import json
 import logging
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -12,12 +16,16 @@ from ich_keras.training.lock import run_lock
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.runs import Run
 
+from ..conftest import REPOSITORY
+
 # Stands in for train.py: writes down how it was called, and ends as it is told.
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
 
 runs, words = Path(sys.argv[1]), sys.argv[2:]
+assert int(words[-1]) == os.getppid() and words[-2] == "--parent"
+del words[-2:]
 fold = words[words.index("--fold") + 1]
 with open(runs / "calls", "a") as calls:
     calls.write(" ".join(words) + "\\n")
@@ -122,6 +130,45 @@ def test_a_closed_terminal_is_left_and_ends_all(train, tmp_path, monkeypatch):
     assert (code, left) == (EXIT_STOPPED, [True])
     assert calls == ["--fold 0", "--fold 1"]
     assert Run(tmp_path / "runs", "paper", "tiny300", 1).read()["signals"] == 1
+
+
+# Stands in for train.py, but for what it does with its arguments.
+WAITS = """
+import os, signal, sys
+import train
+
+def wait(options):
+    with open(options.runs / "said", "w") as said:
+        said.write("training\\n")
+        said.flush()
+        said.write(str(signal.sigtimedwait({signal.SIGTERM}, 60).si_signo))
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+train._train = wait
+train.main(sys.argv[1:])
+"""
+TRAINS_ALL = """
+import sys
+from pathlib import Path
+from ich_keras.training.all_folds import train_all_folds
+from ich_keras.training.options import TrainingOptions
+
+words = ["--arch", "tiny300", "--runs", sys.argv[2]]
+train_all_folds(Path(sys.argv[1]), TrainingOptions("tiny300", 0, runs=Path(sys.argv[2])), words)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_a_fold_is_stopped_where_its_parent_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    (tmp_path / "waits.py").write_text(WAITS)
+    os.mkfifo(tmp_path / "said")
+    parent = subprocess.Popen([sys.executable, "-c", TRAINS_ALL, tmp_path / "waits.py", tmp_path])
+    with open(tmp_path / "said") as said:
+        assert said.readline() == "training\n"
+        parent.kill()
+        assert said.read() == str(int(signal.SIGTERM))
+    parent.wait()
 
 
 def test_a_fold_that_another_process_trains_is_left_to_it(train, tmp_path, caplog):
