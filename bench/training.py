@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -207,7 +206,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peers", help="Python interpreter that has bench/requirements.txt")
-    parser.add_argument("--only", action="append", choices=PARTS, help="measure this part; may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=PARTS,
+        help="measure this part and keep the others' results; may be repeated",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="the small arm, few steps, no torch: does it run, not how fast"
     )
@@ -215,8 +219,8 @@ def main() -> None:
     args = parser.parse_args()
     parts, quick = args.only or PARTS, args.quick
     arms = (SMALL,) if quick else REAL
-    result: dict[str, Any] = {"machine": machine(), "data": "phantoms", "quick": quick}
-    started = time.perf_counter()
+    result = json.loads(args.out.read_text(encoding="utf-8")) if args.only and args.out.exists() else {}
+    result |= {"machine": machine(), "data": "phantoms", "quick": quick}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         command = [sys.executable, "-m", "ich_keras.ct.phantom", "--out", work / "data", "--patients", "8"]
@@ -235,7 +239,6 @@ def main() -> None:
         for part in parts:
             print(f"{part} ...", file=sys.stderr)
             result[part] = measures[part]()
-            result["minutes"] = (time.perf_counter() - started) / 60
             write_json(args.out, result)
     from bench.readme import training_tables
 

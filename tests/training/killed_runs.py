@@ -5,7 +5,8 @@ starts nothing of TensorFlow's, so it has one thread when it forks, and makes su
 
 Reads a line of JSON for each attempt and answers with one:
 
-    {"runs": folder, "resume": bool, "signal": number, "at": [events], "seconds": number or null}
+    {"runs": folder, "resume": bool, "signal": number, "at": [events], "seconds": number or null,
+     "precision": as train.py takes it}
     {"code": exit code, "events": [what the run did to its folder, in order]}
 
 The child sends itself the signal just before the first event of `at`, or is killed after `seconds`.
@@ -17,6 +18,7 @@ import re
 import select
 import signal
 import sys
+import zipfile
 from pathlib import Path
 
 import keras
@@ -65,6 +67,17 @@ class Events:
             if not name.startswith("tensorboard"):
                 self.note(event, name)
 
+    def note_arrays(self):
+        """Notes each array of a checkpoint before it is written into the file."""
+        write = zipfile.ZipFile.open
+
+        def open_member(archive, name, mode="r", **options):
+            if mode == "w" and str(archive.filename).startswith(self.folder):
+                self.note("array", name)
+            return write(archive, name, mode, **options)
+
+        zipfile.ZipFile.open = open_member
+
 
 def train(data, attempt, out):
     run_folder = Path(attempt["runs"]) / "paper" / NAME / "fold-0"
@@ -88,8 +101,9 @@ def train(data, attempt, out):
 
     fold_module.Watcher, fold_module.StopsPrediction = Noted, NotedPrediction
     sys.addaudithook(events.audit)
+    events.note_arrays()
     words = f"--arch {NAME} --fold 0 --epochs 3 --steps-per-epoch 3 --batch-size 4 --learning-rate 1e-2"
-    words += " --checkpoint-minutes 0" + " --resume" * attempt["resume"]
+    words += f" --checkpoint-minutes 0 --precision {attempt['precision']}" + " --resume" * attempt["resume"]
     return report(lambda: command.main([*words.split(), "--data", str(data), "--runs", attempt["runs"]]))
 
 

@@ -105,6 +105,10 @@ def two_hosts(other_process, phantom_data, tmp_path):
             )
             for number in only
         ]  # fmt: skip
+        if signal_at and signal_at.endswith(f" {int(signal.SIGSTOP)}"):
+            # It would stand still for ever; the other must have ended before it is.
+            processes[1 - victim].wait(timeout=300)
+            processes[victim].kill()
         errors = [process.communicate(timeout=300)[1] for process in processes]
         return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
 
@@ -137,6 +141,15 @@ def test_two_hosts_stop_lose_one_and_end_as_one_host_does(two_hosts, other_proce
     assert_close(tmp_path / "one", tmp_path / "two", "dropout")
     arrays, _ = state_of(tmp_path / "two", "dropout")
     assert any(np.ptp(array) > 0 for array in arrays.values() if array.size > 1)
+
+
+@pytest.mark.slow
+def test_a_host_that_stands_still_is_given_up(two_hosts, tmp_path):
+    (code, said), _ = two_hosts(f"3 {int(signal.SIGSTOP)}", HEARTBEAT_SECONDS="2")
+    assert code == EXIT_STOPPED, said
+    assert "was lost; go on with --resume" in said
+    assert "Traceback" not in said and "Check failure" not in said
+    assert load_checkpoint(Run(tmp_path / "two", "paper", "dropout", 0).checkpoints)[1]["step"] == 2
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 MOMENTS = {
     "a step": lambda what, name: what == "step",
     "the arrays of a checkpoint": lambda what, name: what == "open" and name.endswith("arrays.npz"),
+    "between two arrays of a checkpoint": lambda what, name: what == "array" and not name.startswith("step"),
     "a checkpoint's last rename": lambda what, name: what == "os.rename" and name.endswith("LATEST"),
     "removal of an old checkpoint": lambda what, name: what == "os.rmdir" and "step-" in name,
     "validation": lambda what, name: what == "validation batch",
@@ -42,8 +43,11 @@ class Trainer:
             env={**os.environ, **alone, "PYTHONPATH": str(HERE.parents[1])},
         )
 
-    def attempt(self, runs, *, resume, number=signal.SIGKILL, at=(), seconds=None):
-        line = {"runs": str(runs), "resume": resume, "signal": number, "at": list(at), "seconds": seconds}
+    def attempt(self, runs, *, resume, number=signal.SIGKILL, at=(), seconds=None, precision="float32"):
+        line = {
+            "runs": str(runs), "resume": resume, "signal": number, "at": list(at), "seconds": seconds,
+            "precision": precision,
+        }  # fmt: skip
         self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -132,3 +136,17 @@ def test_a_run_that_was_asked_to_stop_saves_exits_with_75_and_goes_on(trainer, a
     assert run_status(stopped).state == "stopped"
     assert trainer.attempt(stopped.runs, resume=True)["code"] == 0
     assert_same(stopped, whole)
+
+
+@pytest.mark.slow
+def test_a_killed_run_in_float16_goes_on_with_its_loss_scale(trainer, tmp_path):
+    whole, killed = (Run(tmp_path / name, "paper", "with-dropout", 0) for name in ("whole", "killed"))
+    assert trainer.attempt(whole.runs, resume=False, precision="mixed_float16")["code"] == 0
+    died = trainer.attempt(killed.runs, resume=False, precision="mixed_float16", at=[("step", "", 5)])
+    assert died["code"] == -signal.SIGKILL
+    assert trainer.attempt(killed.runs, resume=True, precision="mixed_float16")["code"] == 0
+    arrays, _ = load_checkpoint(whole.checkpoints)
+    scale = next(array for name, array in arrays.items() if "dynamic_scale" in name)
+    steps = next(array for name, array in arrays.items() if "step_counter" in name)
+    assert scale > 1 and steps > 0
+    assert_same(killed, whole)

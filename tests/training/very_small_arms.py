@@ -72,7 +72,8 @@ def train_command(arguments):
     supervise = train.supervise
     # The child is to be this file too.
     train.supervise = lambda words, options: supervise([*words[:2], "train", *words[2:]], options)
-    hosts.JOIN_SECONDS = int(os.environ.get("JOIN_SECONDS", hosts.JOIN_SECONDS))
+    for name in ("JOIN_SECONDS", "HEARTBEAT_SECONDS"):
+        setattr(hosts, name, int(os.environ.get(name, getattr(hosts, name))))
     sys.exit(train.report(lambda: train.main(arguments)))
 
 
