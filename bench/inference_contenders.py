@@ -145,8 +145,10 @@ def peak(library: str) -> Answer:
         product = tf.function(tf.matmul)
         multiply = lambda: product(one, other).numpy()  # noqa: E731
     else:
-        import openvino
-        from openvino import opset13
+        from ich_keras.models.engines import import_openvino
+
+        openvino = import_openvino()
+        opset13 = openvino.opset13
 
         left, right = (opset13.parameter([SIDE, SIDE], np.float32) for _ in range(2))
         model = openvino.Model([opset13.matmul(left, right, False, False)], [left, right])

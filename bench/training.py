@@ -84,7 +84,7 @@ def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> None
         contender.take_turn(2)
     for number in range(rounds):
         # Who goes first changes, so that a machine that slows down favours none.
-        for contender in contenders[:: 1 if number % 2 else -1]:
+        for contender in (*contenders, *contenders)[number % len(contenders) :][: len(contenders)]:
             answer = contender.take_turn(steps)
             if answer:
                 contender.turns.append(answer)
@@ -104,23 +104,29 @@ def ratio(ours: Contender, theirs: Contender, kind: str = "seconds") -> float:
 
 
 def overhead(work: Path, plans: Sequence[tuple[str, int, int, int]]) -> dict[str, Any]:
-    """The loop of `train.py` against `model.fit` over the same batches, compiled alike."""
+    """The loop of `train.py` against `model.fit` over the same batches, both without XLA on a CPU."""
     found = {}
     for arm, batch, rounds, steps in plans:
         with (
-            Contender("stock fit, compiled as train.py", arm, batch, work) as theirs,
+            Contender("stock fit, without XLA", arm, batch, work) as stock,
+            Contender("stock fit, set up as train.py", arm, batch, work) as alike,
             Contender("train.py", arm, batch, work) as ours,
         ):
-            take_turns((theirs, ours), rounds, steps)
+            take_turns((stock, alike, ours), rounds, steps)
             found[arm] = {
                 "batch": batch,
                 "steps": rounds * steps,
-                "stock_ms": statistics.median(seconds(theirs)) / steps * 1e3,
-                "ours_ms": statistics.median(seconds(ours)) / steps * 1e3,
-                "overhead": ratio(ours, theirs) - 1,
-                "cpu_overhead": ratio(ours, theirs, "cpu_seconds") - 1,
-                "stock_rounds": seconds(theirs),
-                "our_rounds": seconds(ours),
+                "ms": {
+                    one.name: statistics.median(seconds(one)) / steps * 1e3 for one in (stock, alike, ours)
+                },
+                "overhead": {
+                    other.name: {
+                        "wall": ratio(ours, other) - 1,
+                        "cpu": ratio(ours, other, "cpu_seconds") - 1,
+                    }
+                    for other in (stock, alike)
+                },
+                "rounds": {one.name: seconds(one) for one in (stock, alike, ours)},
             }
     return found
 
@@ -197,7 +203,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
-        "load_at_start": os.getloadavg()[0],
     }
 
 
@@ -220,13 +225,13 @@ def main() -> None:
     parts, quick = args.only or PARTS, args.quick
     arms = (SMALL,) if quick else REAL
     result = json.loads(args.out.read_text(encoding="utf-8")) if args.only and args.out.exists() else {}
-    result |= {"machine": machine(), "data": "phantoms", "quick": quick}
+    result |= {"machine": machine(), "data": "phantoms"}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         command = [sys.executable, "-m", "ich_keras.ct.phantom", "--out", work / "data", "--patients", "8"]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)})
-        small = (SMALL, 16, 2, 5) if quick else (SMALL, 16, 6, 50)
-        real = () if quick else tuple((arm, 4, 5, 4) for arm in REAL)
+        small = (SMALL, 16, 2, 5) if quick else (SMALL, 16, 30, 10)
+        real = () if quick else tuple((arm, 4, 10, 2) for arm in REAL)
         measures = {
             "overhead": lambda: overhead(work, (small, *real)),
             "first step": lambda: first_step(work, arms[0], 4, 1 if quick else 2),
@@ -238,6 +243,7 @@ def main() -> None:
         }
         for part in parts:
             print(f"{part} ...", file=sys.stderr)
+            result.setdefault("parts", {})[part] = {"load_at_start": os.getloadavg()[0], "quick": quick}
             result[part] = measures[part]()
             write_json(args.out, result)
     from bench.readme import training_tables

@@ -126,9 +126,17 @@ def stock(arm: str, batch: int, get_turns: Callable[[], Turns], jit_compile: Any
     model.fit(our_batches(fold), steps_per_epoch=1_000_000, verbose=0, callbacks=[Turn()])
 
 
-def stock_compiled_as_ours(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
-    """`model.fit`, without XLA where `train.py` does without it: what the loop alone costs."""
+def stock_without_xla(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
+    """`model.fit`, without XLA where `train.py` does without it."""
     stock(arm, batch, get_turns, jit_compile=None)
+
+
+def stock_set_up_as_ours(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
+    """The same with the threads and the memory as `train.py` sets them up: what the loop alone costs."""
+    from ich_keras.command import import_keras
+
+    import_keras()
+    stock_without_xla(arm, batch, get_turns)
 
 
 def waiting(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
@@ -226,7 +234,8 @@ def keras_on_jax(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
 CONTENDERS: dict[str, Callable[[str, int, Callable[[], Turns]], None]] = {
     "train.py": train_command,
     "stock fit": stock,
-    "stock fit, compiled as train.py": stock_compiled_as_ours,
+    "stock fit, without XLA": stock_without_xla,
+    "stock fit, set up as train.py": stock_set_up_as_ours,
     "waiting": waiting,
     "Keras on TensorFlow": keras_on_tensorflow,
     "Keras on JAX": keras_on_jax,

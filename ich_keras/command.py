@@ -15,7 +15,18 @@ from rich.console import Console
 
 from ich_keras.errors import InputError
 
-console = Console(stderr=True)
+
+class _Console(Console):
+    """Standard error, without which work goes on: who read it, such as a parent process, may have ended."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stderr.fileno())
+        os.close(nothing)
+
+
+console = _Console(stderr=True)
 
 BACKENDS = ("tensorflow", "jax")
 
@@ -168,6 +179,6 @@ def keep_freed_memory() -> None:
     It would give blocks of 32 MB and more back at once, and a training step asks for hundreds of them: each
     of their pages is then cleared anew. It holds for threads that start after the call.
     """
-    with suppress(AttributeError):  # there is no `mallopt` outside glibc
+    with suppress(AttributeError, TypeError):  # there is no `mallopt` outside glibc
         for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)):
             ctypes.CDLL(None).mallopt(option, value)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -20,6 +21,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+# OpenVINO would report its use over the network.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 # As `command.import_keras` does, but before any test imports TensorFlow.
 os.environ["TF_NUM_INTEROP_THREADS"] = "1"

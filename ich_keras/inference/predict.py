@@ -301,6 +301,9 @@ def _decoded(slices: Sequence[Slice]) -> Iterator[Decoded]:
     for (rows, columns), places in sizes.items():
         count = min(BATCH, max(1, BATCH_PIXELS // (rows * columns)))
         batches += [places[i : i + count] for i in range(0, len(places), count)]
+        if count == BATCH < len(places) and len(batches[-1]) == 1:
+            # OpenVINO compiles another model for a single slice.
+            batches[-2:] = [batches[-2] + batches[-1]]
     waiting: deque[Future[Decoded]] = deque()
     with ThreadPoolExecutor(1) as pool:
         for places in batches:

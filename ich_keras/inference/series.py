@@ -124,7 +124,7 @@ def read_file(source: Source) -> File:
         # One file never stops the others, and the text of a foreign error may hold what stands in it.
         reason, detail = "unreadable-file", f"reading it failed ({type(error).__name__})"
     description = describe(values)
-    # What a file shows says more of it than which element of it no slice of a head would have.
+    # The kind goes first: a localizer that also lacks Rows is a localizer.
     other_kind, why = _kind(description)
     if other_kind:
         return File(source, description, None, other_kind, why)

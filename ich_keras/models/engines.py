@@ -6,6 +6,7 @@ metadata.json names.
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,6 +161,18 @@ def _check_named(folder: Path, files: tuple[str, ...], named: dict[str, str], en
             )
 
 
+def import_openvino() -> Any:
+    """Imports OpenVINO so that it reports nothing over the network.
+
+    Its package openvino_telemetry sends an event to a web service at every import and conversion, unless it
+    was switched off on that machine; OpenVINO does without it where it can't be imported.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 def _tensorflow(path: Path) -> Run:
     import tensorflow as tf
 
@@ -173,8 +186,7 @@ def _tensorflow(path: Path) -> Run:
 
 
 def _openvino(path: Path) -> Run:
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(path)
     outputs = [port.any_name for port in model.outputs]

@@ -7,11 +7,11 @@ the Dense kernel, in units of the logit. Its mean plus the Dense bias is the log
 Grad-CAM (Selvaraju et al. 2017) times h * w.
 """
 
-import importlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,16 @@ from ich_keras.errors import InputError
 from ich_keras.files import sha256_of_file, whole_folder, write_json
 from ich_keras.labels import HU_FLOOR, LABELS, WINDOWS
 from ich_keras.models.arms import feature_maps
-from ich_keras.models.engines import EXPLAIN, MAPS, METADATA, ONNX, OPENVINO, SAVED_MODEL, SERVE
+from ich_keras.models.engines import (
+    EXPLAIN,
+    MAPS,
+    METADATA,
+    ONNX,
+    OPENVINO,
+    SAVED_MODEL,
+    SERVE,
+    import_openvino,
+)
 from ich_keras.models.folding import fold_batch_norm
 from ich_keras.models.hybrid import check_arms
 from ich_keras.models.saved_model import write_weights_table
@@ -140,7 +149,8 @@ def export_openvino(
     Raises:
         InputError: "bad-argument" if OpenVINO is not installed.
     """
-    openvino = _import("openvino", "openvino")
+    with _needed_for("openvino"):
+        openvino = import_openvino()
     with whole_folder(out) as folder, tempfile.TemporaryDirectory() as saved_model:
         frozen, names, _ = _frozen(arms)
         _write_saved_model(frozen, names, {SERVE: names}, Path(saved_model))
@@ -159,7 +169,9 @@ def export_onnx(arms: Sequence[keras.Model], out: str | os.PathLike[str], metada
     Raises:
         InputError: "bad-argument" if onnx or tf2onnx is not installed.
     """
-    onnx, tf2onnx = _import("onnx", "onnx"), _import("tf2onnx", "onnx")
+    with _needed_for("onnx"):
+        import onnx
+        import tf2onnx
     with whole_folder(out) as folder:
         frozen, names, _ = _frozen(arms)
         outputs = [tensor.name for tensor in frozen.outputs]
@@ -176,14 +188,15 @@ def export_onnx(arms: Sequence[keras.Model], out: str | os.PathLike[str], metada
         _write_metadata(arms, folder, metadata, tf2onnx=tf2onnx.__version__, onnx=onnx.__version__)
 
 
-def _import(package: str, model_format: str) -> Any:
+@contextmanager
+def _needed_for(model_format: str) -> Iterator[None]:
     try:
-        return importlib.import_module(package)
+        yield
     except ImportError as error:
         raise InputError(
             "bad-argument",
-            f"the format {model_format} needs the package {package}; install "
-            f"{'requirements-onnx.txt' if model_format == 'onnx' else package}",
+            f"the format {model_format} needs the package {error.name}; install "
+            f"{'requirements-onnx.txt' if model_format == 'onnx' else model_format}",
         ) from error
 
 

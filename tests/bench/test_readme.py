@@ -88,18 +88,15 @@ TRAINING = {
         "python": "3.11.7",
         "keras": "3.15.0",
         "tensorflow": "2.21.0",
-        "load_at_start": 0.1,
     },
     "data": "phantoms",
-    "quick": False,
+    "parts": {"memory": {"load_at_start": 0.1, "quick": False}},
     "overhead": {
         "tiny300": {
             "batch": 16,
             "steps": 300,
-            "stock_ms": 250.4,
-            "ours_ms": 252.6,
-            "overhead": 0.0123,
-            "cpu_overhead": -0.001,
+            "ms": {"stock": 250.4, "train.py": 252.6},
+            "overhead": {"stock": {"wall": 0.0123, "cpu": -0.001}, "stock alike": {"wall": 0.03, "cpu": 0.0}},
         }
     },
     "first step": {
@@ -129,18 +126,21 @@ TRAINING = {
 def test_training_tables_show_what_was_measured_and_what_was_not():
     lines = readme.training_tables(TRAINING).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert [row[1] for row in cells[2:7]] == [
-        "+1.2% (CPU time -0.1%)",
-        "0.50",
-        "0.12%",
-        "1,500, 1,502",
-        "batch",
+    assert cells[2][0].endswith("a step: stock 250 ms, train.py 253 ms")
+    assert [row[1::2] for row in cells[3:8]] == [
+        ["+1.2% (CPU time -0.1%)", "met"],
+        ["+3.0% (CPU time +0.0%)", "not met"],
+        ["0.50", "met"],
+        ["0.12%", "met"],
+        ["1,500, 1,502", "met"],
     ]
-    assert "compiled with the same `jit_compile` and not Keras's default" in cells[2][0]
-    assert "`fit` with Keras's default `jit_compile`" in cells[3][0]
+    assert "`fit` with Keras's default `jit_compile`" in cells[5][0]
     assert cells[-1] == ["efficientnetb3", "4", "1.50 (1.00)", "3.00 (0.50)", "not measured"]
     assert "Never measured: GPU" in lines[0]
     assert "Quick form" not in lines[0]
-    part = {name: TRAINING[name] for name in ("machine", "data", "memory")} | {"quick": True}
+    part = {name: TRAINING[name] for name in ("machine", "data", "memory")}
+    part["parts"] = {"memory": {"load_at_start": 0.1, "quick": True}}
     assert "**Quick form**" in readme.training_tables(part)
+    part["parts"]["memory"]["load_at_start"] = 1.5
+    assert "**Busy machine**" in readme.training_tables(part)
     assert len(readme.training_tables(part).splitlines()) == 5

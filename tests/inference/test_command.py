@@ -24,7 +24,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Nothing that predict.py does with OpenVINO needs these: a server has none of them.
 SERVING = """
-import runpy, sys
+import atexit, os, runpy, sys
+
+@atexit.register
+def refuse_reports():
+    # OpenVINO's package that reports its use over the network.
+    if any(name.startswith("openvino_telemetry.") for name in sys.modules):
+        os._exit(99)
+
 for name in ("tensorflow", "keras", "jax", "torch", "pandas", "sklearn", "pyarrow", "matplotlib"):
     sys.modules[name] = None
 sys.argv = sys.argv[1:]

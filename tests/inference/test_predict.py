@@ -195,6 +195,19 @@ def test_large_slices_go_in_small_batches(engine, tmp_path, write_slice):
     assert calls == [(2, 1024, 1024), (1, 1024, 1024)]
 
 
+def test_no_single_slice_is_left_over(engine, tmp_path, write_slice):
+    calls = []
+
+    def watched(hu, explain):
+        calls.append(len(hu))
+        return engine.run(hu, explain)
+
+    for number in range(2 * BATCH + 1):
+        write_slice(tmp_path / "scan" / f"{number:03}", number)
+    predict_scans([tmp_path / "scan"], engine._replace(run=watched), tmp_path / "out", options())
+    assert calls == [BATCH, BATCH + 1]
+
+
 def test_the_next_batch_is_decoded_while_the_engine_computes(engine, tmp_path, write_slice, monkeypatch):
     for number in range(3 * BATCH):
         write_slice(tmp_path / "scan" / f"{number:03}", number)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ich_keras.ct.description import Description
 from ich_keras.ct.dicom import pseudonym, read_header
-from ich_keras.errors import REASONS
+from ich_keras.errors import REASONS, SliceError
 from ich_keras.inference.results import File, Source
 from ich_keras.inference.scan import find_sources
 from ich_keras.inference.series import (
@@ -110,6 +110,27 @@ def test_a_file_that_fails_still_says_whose_it_is(slice_file):
     assert cut.reason in FAILURES
     assert cut.description == whole.description
     assert whole.description.study == pseudonym("1.2.826.0.1.3680043.10.474.2")
+
+
+class Breaking(io.BytesIO):
+    """A zip member whose stream is damaged from byte 5,000 on."""
+
+    def read(self, size=-1):
+        if self.tell() >= 5000:
+            raise SliceError("unreadable-file", "the member can't be inflated")
+        return super().read(size)
+
+
+@pytest.mark.parametrize(
+    ("image_type", "reason"),
+    [("ORIGINAL\\PRIMARY\\AXIAL", "unreadable-file"), ("ORIGINAL\\PRIMARY\\LOCALIZER", "localizer")],
+)
+def test_a_header_that_breaks_off_still_says_whose_it_is_and_of_what_kind(slice_file, image_type, reason):
+    changed = {"ImageType": image_type, "ImageComments": "x" * 9000}
+    data = slice_file(np.zeros((64, 64), np.int16), **changed).getvalue()
+    broken = read_file(Source("x", lambda: nullcontext((Breaking(data), len(data))), len(data)))
+    assert (broken.header, broken.reason) == (None, reason)
+    assert broken.description.study == pseudonym("1.2.826.0.1.3680043.10.474.2")
 
 
 @pytest.mark.parametrize("number", ["", "x", "1.5", "99999999999999", "+-3"])

@@ -1,12 +1,21 @@
 """Small arms trained for a few steps on phantoms."""
 
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def hang_ups_are_heard():
+    """As on a terminal, where these tests run under nohup too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,15 @@ class Events:
         zipfile.ZipFile.open = open_member
 
 
+def raise_loss_scale_every_other_step():
+    init = keras.optimizers.LossScaleOptimizer.__init__
+
+    def init_with_growth(self, inner_optimizer, **options):
+        init(self, inner_optimizer, **{**options, "dynamic_growth_steps": 2})
+
+    keras.optimizers.LossScaleOptimizer.__init__ = init_with_growth
+
+
 def train(data, attempt, out):
     run_folder = Path(attempt["runs"]) / "paper" / NAME / "fold-0"
     events = Events(run_folder, attempt, out)
@@ -102,6 +111,7 @@ def train(data, attempt, out):
     fold_module.Watcher, fold_module.StopsPrediction = Noted, NotedPrediction
     sys.addaudithook(events.audit)
     events.note_arrays()
+    raise_loss_scale_every_other_step()
     words = f"--arch {NAME} --fold 0 --epochs 3 --steps-per-epoch 3 --batch-size 4 --learning-rate 1e-2"
     words += f" --checkpoint-minutes 0 --precision {attempt['precision']}" + " --resume" * attempt["resume"]
     return report(lambda: command.main([*words.split(), "--data", str(data), "--runs", attempt["runs"]]))

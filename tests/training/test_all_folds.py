@@ -2,7 +2,6 @@ import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -136,12 +135,16 @@ def test_a_closed_terminal_is_left_and_ends_all(train, tmp_path, monkeypatch):
 WAITS = """
 import os, signal, sys
 import train
+from ich_keras.training.stopping import stop_on_signals
 
 def wait(options):
-    with open(options.runs / "said", "w") as said:
+    with open(options.runs / "said", "w") as said, stop_on_signals() as stop:
         said.write("training\\n")
         said.flush()
-        said.write(str(signal.sigtimedwait({signal.SIGTERM}, 60).si_signo))
+        # It says so on what was its parent's pipe.
+        stop.handle(signal.sigtimedwait({signal.SIGTERM}, 60).si_signo, None)
+        print("to standard error too", file=sys.stderr)
+        said.write(f"saving after {stop.received}")
 
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 train._train = wait
@@ -167,8 +170,15 @@ def test_a_fold_is_stopped_where_its_parent_is_killed(tmp_path, monkeypatch):
     with open(tmp_path / "said") as said:
         assert said.readline() == "training\n"
         parent.kill()
-        assert said.read() == str(int(signal.SIGTERM))
+        assert said.read() == "saving after SIGTERM"
     parent.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_a_fold_whose_parent_was_killed_before_it_started_ends():
+    words = f"end_with_parent(signal.SIGTERM, {os.getppid()})"
+    code = f"import signal; from ich_keras.training.stopping import end_with_parent; {words}"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == -15
 
 
 def test_a_fold_that_another_process_trains_is_left_to_it(train, tmp_path, caplog):

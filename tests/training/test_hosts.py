@@ -94,7 +94,7 @@ def two_hosts(other_process, phantom_data, tmp_path):
     for name in ("epochs", "steps_per_epoch", "batch_size", "learning_rate", "checkpoint_minutes"):
         words += [f"--{name.replace('_', '-')}", given[name]]
 
-    def train(signal_at=None, victim=1, only=(0, 1), **environment):
+    def train(signal_at=None, victim=1, only=(0, 1), stands_still=False, **environment):
         address = f"127.0.0.1:{free_port()}"
         processes = [
             other_process(
@@ -105,10 +105,13 @@ def two_hosts(other_process, phantom_data, tmp_path):
             )
             for number in only
         ]  # fmt: skip
-        if signal_at and signal_at.endswith(f" {int(signal.SIGSTOP)}"):
-            # It would stand still for ever; the other must have ended before it is.
-            processes[1 - victim].wait(timeout=300)
+        if stands_still:
+            # The other must end by itself; the victim never would.
+            other = processes[1 - victim]
+            text = other.communicate(timeout=300)[1]
             processes[victim].kill()
+            processes[victim].communicate(timeout=300)
+            return other.returncode, text
         errors = [process.communicate(timeout=300)[1] for process in processes]
         return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
 
@@ -145,7 +148,7 @@ def test_two_hosts_stop_lose_one_and_end_as_one_host_does(two_hosts, other_proce
 
 @pytest.mark.slow
 def test_a_host_that_stands_still_is_given_up(two_hosts, tmp_path):
-    (code, said), _ = two_hosts(f"3 {int(signal.SIGSTOP)}", HEARTBEAT_SECONDS="2")
+    code, said = two_hosts(f"3 {int(signal.SIGSTOP)}", stands_still=True, HEARTBEAT_SECONDS="2")
     assert code == EXIT_STOPPED, said
     assert "was lost; go on with --resume" in said
     assert "Traceback" not in said and "Check failure" not in said
