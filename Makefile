@@ -7,7 +7,7 @@ BIN := .venv/bin
 DEMO := --data data/phantoms --runs runs/demo --protocol patient
 SMALL_ARMS := tiny300 tiny299
 # bench/learning.py measures this recipe.
-RECIPE := --epochs 4 --steps-per-epoch 76 --batch-size 32 --learning-rate 4e-3 --schedule cosine --warmup-steps 30 \
+RECIPE := --epochs 4 --steps-per-epoch 92 --batch-size 32 --learning-rate 4e-3 --schedule cosine --warmup-steps 30 \
     --ema 0.98 --loss-weights kaggle --flips horizontal
 comma := ,
 HYBRID := --arms $(subst $() ,$(comma),$(SMALL_ARMS))
