@@ -84,7 +84,8 @@ def take_turns(contenders: Sequence[Contender], rounds: int, steps: int) -> None
         contender.take_turn(2)
     for number in range(rounds):
         # Who goes first changes, so that a machine that slows down favours none.
-        for contender in (*contenders, *contenders)[number % len(contenders) :][: len(contenders)]:
+        first = number % len(contenders)
+        for contender in (*contenders[first:], *contenders[:first]):
             answer = contender.take_turn(steps)
             if answer:
                 contender.turns.append(answer)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,8 @@ import pytest
 
 from ich_keras.labels import LABELS
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .conftest import REPOSITORY
+
 SMALL = ["--arms", "tiny300,tiny299"]
 
 # A command's arguments are checked before a framework is loaded: it would take seconds.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from .conftest import REPOSITORY
+
 DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/*.md", "data/README.md") for path in REPOSITORY.glob(pattern)
 )

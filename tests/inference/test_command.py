@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import openvino
@@ -20,7 +19,7 @@ from ich_keras.files import sha256_of_file
 from ich_keras.inference import dicomweb
 from ich_keras.labels import LABELS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from ..conftest import REPOSITORY
 
 # Nothing that predict.py does with OpenVINO needs these: a server has none of them.
 SERVING = """

@@ -165,47 +165,42 @@ def test_slices_that_share_an_instance_uid_are_read_and_not_referred_to(engine, 
     assert len({row["id"] for row in rows}) == 17
 
 
+def recorded(engine):
+    """The engine, and a list that fills with the shapes of what it is called with."""
+    shapes = []
+
+    def note(hu, explain):
+        shapes.append(hu.shape)
+        return engine.run(hu, explain)
+
+    return engine._replace(run=note), shapes
+
+
 def test_sizes_do_not_mix_in_a_batch_and_order_stays(engine, tmp_path, write_slice):
-    calls = []
-
-    def watched(hu, explain):
-        calls.append(hu.shape)
-        return run(hu, explain)
-
+    engine, shapes = recorded(engine)
     for number in range(11):
         write_slice(tmp_path / "scan" / f"{number}", number, size=16 if number % 3 else 24, p=number / 20)
-    engine = engine._replace(run=watched)
     outcome = predict_scans([tmp_path / "scan"], engine, tmp_path / "out", options())
     assert outcome.exit_code == 0
     rows = table(tmp_path / "out" / name_of(1) / "slices.csv")
     assert [float(row["any"]) for row in rows] == [pytest.approx(k / 20, abs=1e-3) for k in range(11)]
-    assert sorted(calls) == [(4, 24, 24), (7, 16, 16)]
+    assert sorted(shapes) == [(4, 24, 24), (7, 16, 16)]
 
 
 def test_large_slices_go_in_small_batches(engine, tmp_path, write_slice):
-    calls = []
-
-    def watched(hu, explain):
-        calls.append(hu.shape)
-        return run(hu, explain)
-
+    engine, shapes = recorded(engine)
     for number in range(3):
         write_slice(tmp_path / "scan" / f"{number}", number, size=1024)
-    predict_scans([tmp_path / "scan"], engine._replace(run=watched), tmp_path / "out", options())
-    assert calls == [(2, 1024, 1024), (1, 1024, 1024)]
+    predict_scans([tmp_path / "scan"], engine, tmp_path / "out", options())
+    assert shapes == [(2, 1024, 1024), (1, 1024, 1024)]
 
 
 def test_no_single_slice_is_left_over(engine, tmp_path, write_slice):
-    calls = []
-
-    def watched(hu, explain):
-        calls.append(len(hu))
-        return engine.run(hu, explain)
-
+    engine, shapes = recorded(engine)
     for number in range(2 * BATCH + 1):
         write_slice(tmp_path / "scan" / f"{number:03}", number)
-    predict_scans([tmp_path / "scan"], engine._replace(run=watched), tmp_path / "out", options())
-    assert calls == [BATCH, BATCH + 1]
+    predict_scans([tmp_path / "scan"], engine, tmp_path / "out", options())
+    assert [count for count, _, _ in shapes] == [BATCH, BATCH + 1]
 
 
 def test_the_next_batch_is_decoded_while_the_engine_computes(engine, tmp_path, write_slice, monkeypatch):

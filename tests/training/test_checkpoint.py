@@ -1,14 +1,13 @@
 import logging
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ich_keras.training.checkpoint import ARRAYS, LATEST, STATE, load_checkpoint, newest_step, save_checkpoint
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from ..conftest import REPOSITORY
 
 
 def arrays(value):
