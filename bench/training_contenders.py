@@ -57,12 +57,10 @@ class Turns:
         self.wait()
 
 
-def prepared(arm: str, batch: int) -> Any:
-    """A fold of the data in BENCH_DATA, ready to train; its run goes to BENCH_RUNS."""
+def training_options(arm: str, batch: int) -> Any:
     from ich_keras.training.options import TrainingOptions
-    from ich_keras.training.prepare import prepare_fold
 
-    options = TrainingOptions(
+    return TrainingOptions(
         arm,
         0,
         data=Path(os.environ["BENCH_DATA"]),
@@ -73,7 +71,24 @@ def prepared(arm: str, batch: int) -> Any:
         weights="none",
         overwrite=True,
     )
-    return prepare_fold(options)
+
+
+def prepared(arm: str, batch: int) -> Any:
+    """A fold of the data in BENCH_DATA, ready to train; its run goes to BENCH_RUNS."""
+    from ich_keras.training.prepare import prepare_fold
+
+    return prepare_fold(training_options(arm, batch))
+
+
+def compiled_as_ours(arm: str, batch: int) -> Any:
+    """A fresh arm, compiled as `train.py` does."""
+    from ich_keras.models.arms import build_arm
+    from ich_keras.training.compiling import compile_arm
+
+    model = build_arm(arm)
+    options = training_options(arm, batch)
+    compile_arm(model, options, options.steps_per_epoch)
+    return model
 
 
 def our_batches(fold: Any) -> Any:
@@ -132,7 +147,7 @@ def stock_without_xla(arm: str, batch: int, get_turns: Callable[[], Turns]) -> N
 
 
 def stock_set_up_as_ours(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
-    """The same with the threads and the memory as `train.py` sets them up: what the loop alone costs."""
+    """The same with freed memory kept, as `train.py` does: what its loop and step alone cost."""
     from ich_keras.command import import_keras
 
     import_keras()
@@ -145,15 +160,9 @@ def waiting(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
     from ich_keras.command import import_keras
 
     import_keras()
-    import keras
-
-    from ich_keras.models.arms import build_arm
-
     turns = get_turns()
     turns.wait()
-    model = build_arm(arm)
-    jit_compile = "auto" if keras.distribution.list_devices("gpu") else False
-    model.compile(keras.optimizers.Adam(1e-4), keras.losses.BinaryCrossentropy(), jit_compile=jit_compile)
+    model = compiled_as_ours(arm, batch)
     batches = iter(our_batches(fold))
     while True:
         start = time.perf_counter()
@@ -178,8 +187,6 @@ def keras_on(backend: str, arm: str, batch: int, get_turns: Callable[[], Turns])
     import_keras()
     import keras
 
-    from ich_keras.models.arms import build_arm
-
     class Turn(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             # JAX returns before it has computed.
@@ -189,9 +196,7 @@ def keras_on(backend: str, arm: str, batch: int, get_turns: Callable[[], Turns])
     images, labels = fixed_batch(arm, batch)
     turns = get_turns()
     turns.wait()
-    model = build_arm(arm)
-    jit_compile = backend == "jax" or bool(keras.distribution.list_devices("gpu"))
-    model.compile(keras.optimizers.Adam(1e-4), keras.losses.BinaryCrossentropy(), jit_compile=jit_compile)
+    model = compiled_as_ours(arm, batch)
     model.fit(images, labels, batch_size=batch, epochs=1_000_000, verbose=0, callbacks=[Turn()])
 
 

@@ -167,9 +167,6 @@ def _prepare_cpu() -> None:
     import tensorflow as tf
 
     if not tf.config.list_physical_devices("GPU"):
-        # With several operations at once, TensorFlow 2.21 on a CPU sums some gradients in the order they
-        # arrive, and two runs of one seed part after a step.
-        tf.config.threading.set_inter_op_parallelism_threads(1)
         keep_freed_memory()
 
 

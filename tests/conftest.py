@@ -24,8 +24,6 @@ from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEnd
 # OpenVINO would report its use over the network.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-# As `command.import_keras` does, but before any test imports TensorFlow.
-os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL_DATA = REPOSITORY.parent / "shared" / "data"

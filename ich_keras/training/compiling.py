@@ -85,6 +85,10 @@ def compile_arm(model: keras.Model, options: TrainingOptions, steps_per_epoch: i
         jit_compile=_compiled_by_xla(),
     )
     model.optimizer.build(model.trainable_variables)
+    if keras.backend.backend() == "tensorflow" and not _compiled_by_xla():
+        from ich_keras.training.repeatable_step import make_repeatable
+
+        make_repeatable(model)
 
 
 def _compiled_by_xla() -> bool:

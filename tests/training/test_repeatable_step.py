@@ -1,0 +1,76 @@
+"""The training step's sums: two at a time, and otherwise Keras's own step."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+from ich_keras.training.repeatable_step import make_repeatable
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((3, 4, 8, 8, 3)).astype(np.float32)
+LABELS = RNG.integers(0, 2, (3, 4, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def five_readers():
+    """Two equal compiled models, in which five layers read one tensor: Keras's step, and ours."""
+
+    def build():
+        image = keras.Input((8, 8, 3))
+        read = keras.layers.Conv2D(4, 3, padding="same")(image)
+        branches = [keras.layers.Conv2D(4, size, padding="same")(read) for size in (1, 3, 5, 7)]
+        pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.add([read, *branches]))
+        return keras.Model(image, keras.layers.Dense(6, activation="sigmoid")(pooled))
+
+    stock, ours = build(), build()
+    ours.set_weights(stock.get_weights())
+    for model in (stock, ours):
+        model.compile(keras.optimizers.Adam(1e-2), keras.losses.BinaryCrossentropy(), jit_compile=False)
+    before = tf.config.optimizer.get_experimental_options()
+    make_repeatable(ours)
+    yield stock, ours
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True, **before})
+
+
+def largest_sum(model: keras.Model) -> int:
+    """How many tensors one AddN adds, in the graphs as they are executed after optimization."""
+    recorder = context.context()
+    recorder.enable_graph_collection()
+    try:
+        model.train_on_batch(IMAGES[0], LABELS[0])
+        recorded = recorder.export_run_metadata()
+    finally:
+        recorder.disable_graph_collection()
+    graphs = [function.post_optimization_graph for function in recorded.function_graphs]
+    nodes = [
+        node
+        for graph in graphs
+        for node in (*graph.node, *(n for function in graph.library.function for n in function.node_def))
+    ]
+    return max(
+        (sum(not name.startswith("^") for name in node.input) for node in nodes if node.op == "AddN"),
+        default=0,
+    )
+
+
+def test_no_gradient_is_summed_more_than_two_at_a_time(five_readers):
+    stock, ours = five_readers
+    assert largest_sum(ours) == 2
+    # Keras's own step is seen to do otherwise, and so is ours where Grappler may join the sums.
+    assert largest_sum(stock) == 5
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True})
+    assert largest_sum(ours) == 5
+
+
+def test_the_step_is_keras_own_but_for_rounding(five_readers):
+    stock, ours = five_readers
+    losses = [
+        [model.train_on_batch(images, labels) for images, labels in zip(IMAGES, LABELS, strict=True)]
+        for model in (stock, ours)
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    for expected, found in zip(stock.get_weights(), ours.get_weights(), strict=True):
+        # Three steps of the learning rate 0.01, and sums in another order.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
