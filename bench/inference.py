@@ -19,11 +19,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.measure import Verdict
 from ich_keras.errors import InputError
 from ich_keras.files import write_json
 from ich_keras.labels import ARMS, PAPER_ARMS
@@ -40,15 +41,6 @@ OUTSIDE_TARGET = 0.05
 COLD_TARGET = 0.5
 MEMORY_TARGET = 0.03
 """What resident memory may grow by from the first tenth of the studies to any later one, to count as flat."""
-
-
-class Verdict(NamedTuple):
-    """A row of what must be reached: measured as shown, and whether that is enough."""
-
-    what: str
-    measured: str
-    must_be: str
-    met: bool
 
 
 class Contender:

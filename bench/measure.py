@@ -1,14 +1,24 @@
-"""Rates, CPU time and stages of one way of making batches. Needs numpy alone."""
+"""Rates, CPU time and stages of one way of making batches, and what must be reached. Needs numpy alone."""
 
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 Batches = Iterator[dict[int, np.ndarray]]
 Stages = list[tuple[str, Callable]]
+
+
+class Verdict(NamedTuple):
+    """A row of what must be reached: measured as shown, and whether that is enough."""
+
+    what: str
+    measured: str
+    must_be: str
+    met: bool
 
 
 def cpu_seconds() -> float:

@@ -6,12 +6,13 @@ replaced by the tables that the results in bench/results give, so no number ther
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import inference
+from bench import inference, training
 from bench.input_pipeline import TARGETS
+from bench.measure import Verdict
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -73,6 +74,11 @@ def input_tables(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[str]:
+    rows = [f"| {' | '.join(one[:3])} | {'met' if one.met else 'not met'} |" for one in verdicts]
+    return ["| what | measured | must be | |", "| --- | ---: | ---: | --- |", *rows]
+
+
 def training_tables(result: dict[str, Any]) -> str:
     """The JSON of bench/training.py as Markdown; parts that were not measured are left out."""
     machine = result["machine"]
@@ -90,34 +96,8 @@ def training_tables(result: dict[str, Any]) -> str:
         * any(part["quick"] for part in result["parts"].values())
         + " Never measured: GPU, TPU, several hosts." * (not machine["accelerators"]),
         "",
-        "| what | measured | must be | |",
-        "| --- | ---: | ---: | --- |",
+        *verdict_rows(training.verdicts(result)),
     ]
-    for arm, row in result.get("overhead", {}).items():
-        times = ", ".join(f"{name} {value:,.0f} ms" for name, value in row["ms"].items())
-        lines.append(f"| {arm}, batch {row['batch']}, {row['steps']} steps of each, a step: {times} | | | |")
-        for name, one in row["overhead"].items():
-            met = "met" if one["wall"] <= 0.02 else "not met"
-            lines.append(
-                f"| {arm}, `train.py` against {name} |"
-                f" {one['wall']:+.1%} (CPU time {one['cpu']:+.1%}) | <= 2% | {met} |"
-            )
-    if row := result.get("first step"):
-        lines.append(
-            f"| {row['arm']}, time to the first step: {row['our_seconds']:.0f} s, `fit` with Keras's default"
-            f" `jit_compile` {row['stock_seconds']:.0f} s: ratio | {row['ratio']:.2f} | <= 0.7 |"
-            f" {'met' if row['ratio'] <= 0.7 else 'not met'} |"
-        )
-    for arm, share in result.get("input", {}).items():
-        met = "met" if share < 0.03 else "not met"
-        lines.append(f"| {arm}, share of the time waiting for input | {share:.2%} | < 3% | {met} |")
-    if row := result.get("memory"):
-        resident = row["resident_mb"]
-        lines.append(
-            f"| {row['arm']}, resident MB, every {row['every']} of {row['every'] * len(resident)} steps |"
-            f" {', '.join(f'{value:,}' for value in resident)} | flat |"
-            f" {'met' if max(resident) <= 1.01 * min(resident) else 'not met'} |"
-        )
     if result.get("frameworks"):
         lines += [
             "",
@@ -154,9 +134,7 @@ def inference_tables(result: dict[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [f"| {' | '.join(row)} |" for row in inference.rates(result)]
-    lines += ["", "| what | measured | must be | |", "| --- | ---: | ---: | --- |"]
-    for verdict in inference.verdicts(result):
-        lines.append(f"| {' | '.join(verdict[:3])} | {'met' if verdict.met else 'not met'} |")
+    lines += ["", *verdict_rows(inference.verdicts(result))]
     return "\n".join(lines) + "\n"
 
 

@@ -146,14 +146,6 @@ def stock_without_xla(arm: str, batch: int, get_turns: Callable[[], Turns]) -> N
     stock(arm, batch, get_turns, jit_compile=None)
 
 
-def stock_set_up_as_ours(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
-    """The same with freed memory kept, as `train.py` does: what its loop and step alone cost."""
-    from ich_keras.command import import_keras
-
-    import_keras()
-    stock_without_xla(arm, batch, get_turns)
-
-
 def waiting(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
     """A loop that notes how long it waits for each batch."""
     fold = prepared(arm, batch)
@@ -240,7 +232,6 @@ CONTENDERS: dict[str, Callable[[str, int, Callable[[], Turns]], None]] = {
     "train.py": train_command,
     "stock fit": stock,
     "stock fit, without XLA": stock_without_xla,
-    "stock fit, set up as train.py": stock_set_up_as_ours,
     "waiting": waiting,
     "Keras on TensorFlow": keras_on_tensorflow,
     "Keras on JAX": keras_on_jax,
