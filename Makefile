@@ -7,7 +7,7 @@ BIN := .venv/bin
 DEMO := --data data/phantoms --runs runs/demo --protocol patient
 SMALL_ARMS := tiny300 tiny299
 # bench/learning.py measures this recipe.
-RECIPE := --epochs 4 --steps-per-epoch 92 --batch-size 32 --learning-rate 4e-3 --schedule cosine --warmup-steps 30 \
+RECIPE := --epochs 3 --steps-per-epoch 120 --batch-size 32 --learning-rate 4e-3 --schedule cosine --warmup-steps 30 \
     --ema 0.98 --loss-weights kaggle --flips horizontal
 comma := ,
 HYBRID := --arms $(subst $() ,$(comma),$(SMALL_ARMS))
@@ -27,7 +27,7 @@ DEMO_PATIENT := 22
 	@touch $@
 
 demo: .venv/user
-	$(BIN)/python -m ich_keras.ct.phantom --out data/phantoms --patients 240 --spacing 10 --seed 0
+	$(BIN)/python -m ich_keras.ct.phantom --out data/phantoms --patients 480 --spacing 10 --seed 0
 	for arm in $(SMALL_ARMS); do \
 	    $(BIN)/python train.py --arch $$arm --fold 0 $(DEMO) $(RECIPE) --overwrite || exit; \
 	done

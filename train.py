@@ -165,7 +165,8 @@ def main(arguments: list[str]) -> int | None:
         command.error(f"the following arguments are required: {', '.join(missing)}")
     fold, stderr, parent = (given.pop(name) for name in ("fold", "supervised", "parent"))
     if parent is not None:
-        end_with_parent(signal.SIGTERM, parent)
+        # A supervised child may hang in native code, waiting for the other hosts; a fold can save and leave.
+        end_with_parent(signal.SIGTERM if stderr is None else signal.SIGKILL, parent)
     options = TrainingOptions(**given, fold=0 if fold == "all" else fold)
     start()
     check_devices(options, keras_backend())

@@ -68,7 +68,7 @@ class Setting:
 
 
 SETTINGS = {
-    "phantoms": Setting(240, 10.0, 4, 92, 30, 0.95, 300),
+    "phantoms": Setting(480, 10.0, 3, 120, 30, 0.95, 300),
     "transfer": Setting(1600, 15.0, 6, 360, 100, 0.80, 1800),
 }
 QUICK = {"patients": 14, "spacing": 20.0, "epochs": 2, "steps_per_epoch": 3, "warmup_steps": 2}

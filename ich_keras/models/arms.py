@@ -87,7 +87,7 @@ def build_arm(name: str, *, seed: int | None = 0, synchronized: bool = False) ->
     image = keras.Input((size, size, 3), name="image")
     scaled = keras.layers.Rescaling(backbone.scale, backbone.offset, dtype="float32", name="scaling")(image)
     features = backbone.build(include_top=False, weights=None, input_tensor=scaled).output
-    rebuilt = _own_scaling(keras.Model(image, features), draw, synchronized)
+    rebuilt = _own_layers(keras.Model(image, features), draw, synchronized)
     pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pooling")(rebuilt.output)
     head = keras.layers.Dense(
         len(LABELS),
@@ -104,14 +104,19 @@ def feature_maps(arm: keras.Model) -> keras.KerasTensor:
     return arm.get_layer("pooling").input
 
 
-def _own_scaling(backbone: keras.Model, draw: random.Random | None, synchronized: bool) -> keras.Model:
+def _own_layers(backbone: keras.Model, draw: random.Random | None, synchronized: bool) -> keras.Model:
     """A copy of `backbone` without scaling layers other than "scaling", its seeds taken from `draw`.
+
+    On TensorFlow its BatchNorm is `fused_norm`'s.
 
     keras.applications' EfficientNet scales its input by a Rescaling and a Normalization, and by a further
     Rescaling (1 / sqrt of the deviation) only if weights="imagenet". A Normalization layer also keeps
     computing with the mean and variance it was built with when its variables are assigned. `build_arm`'s
     scaling is the product of the three with the values of the published ImageNet weights.
     """
+    batch_norm = keras.layers.BatchNormalization
+    if keras.backend.backend() == "tensorflow":
+        from ich_keras.models.fused_norm import BatchNormalization as batch_norm
 
     def copy(layer):
         config = layer.get_config()
@@ -123,6 +128,7 @@ def _own_scaling(backbone: keras.Model, draw: random.Random | None, synchronized
                 config["seed"] = draw.getrandbits(31)
         if isinstance(layer, keras.layers.BatchNormalization):
             config["synchronized"] = synchronized and keras.backend.backend() == "tensorflow"
+            return batch_norm.from_config(config)
         return type(layer).from_config(config)
 
     def call(layer, *args, **kwargs):

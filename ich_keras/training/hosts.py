@@ -22,7 +22,7 @@ from ich_keras.errors import EXIT_IMPOSSIBLE, EXIT_SOME_FAILED, EXIT_STOPPED, In
 from ich_keras.training.collectives import own_part, wait_for_all
 from ich_keras.training.options import TrainingOptions
 from ich_keras.training.prepare import PreparedFold
-from ich_keras.training.stopping import Stopped, end_with_parent, leave_terminal, stop_signals
+from ich_keras.training.stopping import PARENT, Stopped, leave_terminal, stop_signals
 
 JOIN_SECONDS = 300
 """How long the processes wait for one another at the start."""
@@ -66,14 +66,16 @@ def supervise(command: Sequence[str], options: TrainingOptions) -> int:
     """Runs a command as a child that trains; returns its exit code, or what its abort stands for.
 
     Args:
-        command: program and arguments; the descriptor of `SUPERVISED` is added.
+        command: program and arguments; those that tell the child of its parent are added.
         options: what the command was given.
     """
     check_address(options)
     own_stderr = os.dup(2)
     with tempfile.TemporaryFile() as native:
         child = subprocess.Popen(
-            [*command, f"{SUPERVISED}={own_stderr}"], stderr=native, pass_fds=[own_stderr]
+            [*command, f"{SUPERVISED}={own_stderr}", PARENT, str(os.getpid())],
+            stderr=native,
+            pass_fds=[own_stderr],
         )
         os.close(own_stderr)
 
@@ -119,8 +121,7 @@ def explain_abort(code: int, native: str, options: TrainingOptions) -> tuple[int
 
 
 def run_child(stderr: int, work: Callable[[], int | None]) -> int:
-    """Runs `work` as `supervise`'s child, which ends with its parent and speaks through `stderr`."""
-    end_with_parent(signal.SIGKILL)
+    """Runs `work` as `supervise`'s child, which speaks through `stderr`."""
     sys.stderr = os.fdopen(stderr, "w", buffering=1, errors="backslashreplace")
     try:
         code = report(work)

@@ -26,18 +26,18 @@ PARENT = "--parent"
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+def end_with_parent(number: signal.Signals, parent: int) -> None:
     """Asks for a signal when the parent ends, which may be killed in a way that it can't pass on.
 
     Linux alone has this; elsewhere nothing is done.
 
     Args:
         number: the signal.
-        parent: its process id, if it may have ended by now.
+        parent: its process id; it may have ended by now.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-        if parent is not None and os.getppid() != parent:
+        if os.getppid() != parent:
             os.kill(os.getpid(), number)
 
 
