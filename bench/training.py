@@ -274,8 +274,8 @@ def main() -> None:
         work = Path(folder)
         command = [sys.executable, "-m", "ich_keras.ct.phantom", "--out", work / "data", "--patients", "8"]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(HERE.parent)})
-        small = (SMALL, 16, 2, 5) if quick else (SMALL, 16, 60, 10)
-        real = () if quick else tuple((arm, 4, 15, 2) for arm in REAL)
+        small = (SMALL, 16, 2, 5) if quick else (SMALL, 16, 30, 10)
+        real = () if quick else tuple((arm, 4, 10, 2) for arm in REAL)
         measures = {
             "overhead": lambda: overhead(work, (small, *real)),
             "first step": lambda: first_step(work, arms[0], 4, 1 if quick else 2),
