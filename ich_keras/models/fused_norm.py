@@ -14,7 +14,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
-        if not (training and self.trainable) or self.synchronized or mask is not None:
+        plain = len(inputs.shape) == 4 and self.axis in (-1, 3) and not self.renorm and mask is None
+        if not (training and self.trainable and plain) or self.synchronized:
             return super().call(inputs, training=training, mask=mask)
         images = tf.cast(inputs, tf.float32)
         channels = images.shape[-1]

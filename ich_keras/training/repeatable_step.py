@@ -22,12 +22,12 @@ def make_repeatable(model: keras.Model) -> None:
 
 def _train_step(model: keras.Model, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
     """Keras's own step (https://keras.io/guides/custom_train_step_in_tensorflow), but for the sums."""
-    images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+    images, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     predicted = model(images, training=True)
-    loss = model.compute_loss(images, labels, predicted)
-    for metric in model.metrics:
-        # Under a strategy, the loss is a device's part of the mean.
-        metric.update_state(loss * replicas(), sample_weight=tf.shape(images)[0])
+    loss = model.compute_loss(images, labels, predicted, sample_weight)
+    (running_loss,) = model.metrics
+    # Under a strategy, the loss is a device's part of the mean.
+    running_loss.update_state(loss * replicas(), sample_weight=tf.shape(images)[0])
     weights = model.trainable_weights
     gradients = tf.gradients(
         model.optimizer.scale_loss(loss),

@@ -57,6 +57,24 @@ def test_the_layer_is_keras_own_to_rounding(config, training):
         np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("config", "training", "fused"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"trainable": False}, True, False),
+        ({"synchronized": True}, True, False),
+        ({"axis": 1}, True, False),
+    ],
+)
+def test_one_operation_stands_where_it_trains_and_nowhere_else(config, training, fused):
+    layer = BatchNormalization(**config)
+    layer.build(IMAGES.shape)
+    traced = tf.function(lambda images: layer(images, training=training)).get_concrete_function(IMAGES)
+    operations = {operation.type for operation in traced.graph.get_operations()}
+    assert ("FusedBatchNormV3" in operations) == fused
+
+
 def test_a_frozen_layer_keeps_its_averages():
     layer = built()
     layer.trainable = False

@@ -66,6 +66,7 @@ def test_an_abort_is_explained(code, native, process_id, exit_code, words):
 SIGNALS_ITS_PARENT = """
 import os, signal, sys
 number = int(sys.argv[1])
+assert sys.argv[-2:] == ["--parent", str(os.getppid())]
 signal.pthread_sigmask(signal.SIG_BLOCK, {number})
 os.kill(os.getppid(), number)
 sys.exit(75 if signal.sigtimedwait({number}, 60) else 1)
