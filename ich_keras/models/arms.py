@@ -115,7 +115,8 @@ def _own_layers(backbone: keras.Model, draw: random.Random | None, synchronized:
     scaling is the product of the three with the values of the published ImageNet weights.
     """
     batch_norm = keras.layers.BatchNormalization
-    if keras.backend.backend() == "tensorflow":
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    if on_tensorflow:
         from ich_keras.models.fused_norm import BatchNormalization as batch_norm
 
     def copy(layer):
@@ -127,7 +128,7 @@ def _own_layers(backbone: keras.Model, draw: random.Random | None, synchronized:
             if "seed" in config:
                 config["seed"] = draw.getrandbits(31)
         if isinstance(layer, keras.layers.BatchNormalization):
-            config["synchronized"] = synchronized and keras.backend.backend() == "tensorflow"
+            config["synchronized"] = synchronized and on_tensorflow
             return batch_norm.from_config(config)
         return type(layer).from_config(config)
 

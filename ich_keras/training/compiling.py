@@ -72,6 +72,7 @@ def compile_arm(model: keras.Model, options: TrainingOptions, steps_per_epoch: i
         norm = isinstance(layer, keras.layers.BatchNormalization)
         frozen = options.freeze_epochs and (norm or head_alone(options, epoch))
         layer.trainable = layer.name == "probability" or not frozen
+    by_xla = _compiled_by_xla()
     model.compile(
         optimizer=Adam(
             learning_rate(options, steps_per_epoch, epoch),
@@ -82,10 +83,11 @@ def compile_arm(model: keras.Model, options: TrainingOptions, steps_per_epoch: i
             name="adam",
         ),
         loss=weighted_log_loss if options.loss_weights == "kaggle" else keras.losses.BinaryCrossentropy(),
-        jit_compile=_compiled_by_xla(),
+        jit_compile=by_xla,
     )
     model.optimizer.build(model.trainable_variables)
-    if keras.backend.backend() == "tensorflow" and not _compiled_by_xla():
+    if not by_xla:
+        # On TensorFlow, then: on JAX, XLA compiles whatever is trained.
         from ich_keras.training.repeatable_step import make_repeatable
 
         make_repeatable(model)
