@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ich_keras.command import import_keras, keras_backend, start
+from ich_keras.command import console, import_keras, keras_backend, start
 from ich_keras.errors import EXIT_STOPPED, InputError, report
 from ich_keras.labels import ARMS, FOLDS
 from ich_keras.training.devices import check_devices, claim_devices
@@ -195,7 +195,7 @@ def _train(options: TrainingOptions) -> int | None:
     try:
         train_fold(prepared)
     except Stopped as stopped:
-        print(f"{stopped}; go on with --resume.", file=sys.stderr)
+        console.print(f"{stopped}; go on with --resume.", markup=False, highlight=False, soft_wrap=True)
         return EXIT_STOPPED
     return None
 

@@ -168,6 +168,8 @@ def _prepare_cpu() -> None:
 
     if not tf.config.list_physical_devices("GPU"):
         keep_freed_memory()
+        # It would join the sums of `training.repeatable_step`, and it rounds otherwise: off for all commands.
+        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 
 
 def keep_freed_memory() -> None:

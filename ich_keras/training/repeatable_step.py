@@ -14,9 +14,8 @@ def make_repeatable(model: keras.Model) -> None:
     Where a tensor has three readers or more, as in Inception-ResNet-V2, Keras's step sums their gradients in
     one `AddN`. On a CPU that begins with whichever of them it may overwrite, which depends on the operations
     that have ended by then: with two at once, two runs of one seed part. A sum of two is the same either way
-    around. Grappler's arithmetic optimization would join the sums again, so this turns it off in the process.
+    around. Grappler's arithmetic optimization would join the sums again: `command.import_keras` turns it off.
     """
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     model.train_step = partial(_train_step, model)
 
 

@@ -131,24 +131,31 @@ def test_a_closed_terminal_is_left_and_ends_all(train, tmp_path, monkeypatch):
     assert Run(tmp_path / "runs", "paper", "tiny300", 1).read()["signals"] == 1
 
 
-# Stands in for train.py, but for what it does with its arguments.
+# train.py, whose training waits for a signal and stops.
 WAITS = """
-import os, signal, sys
+import select, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
 import train
-from ich_keras.training.stopping import stop_on_signals
+from ich_keras.training.stopping import Stopped, stop_on_signals
 
-def wait(options):
-    with open(options.runs / "said", "w") as said, stop_on_signals() as stop:
-        said.write("training\\n")
-        said.flush()
-        # It says so on what was its parent's pipe.
+def wait(prepared):
+    with stop_on_signals() as stop:
+        print("training", file=said, flush=True)
         stop.handle(signal.sigtimedwait({signal.SIGTERM}, 60).si_signo, None)
-        print("to standard error too", file=sys.stderr)
-        said.write(f"saving after {stop.received}")
+        # The signal may come before its parent's other threads, and with them the pipe, have ended.
+        pipe = select.poll()
+        pipe.register(sys.stderr, 0)
+        pipe.poll(60_000)
+        raise Stopped(f"saved after {stop.received}")
 
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-train._train = wait
-train.main(sys.argv[1:])
+prepare = SimpleNamespace(check_weights_source=lambda weights: None, prepare_fold=lambda options: options)
+sys.modules["ich_keras.training.prepare"] = prepare
+sys.modules["ich_keras.training.fold"] = SimpleNamespace(train_fold=wait)
+train.import_keras = lambda before_devices: None
+with open(Path(__file__).with_name("said"), "w") as said:
+    said.write(f"left with {train.main(sys.argv[1:])}")
 """
 TRAINS_ALL = """
 import sys
@@ -166,12 +173,11 @@ def test_a_fold_is_stopped_where_its_parent_is_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     (tmp_path / "waits.py").write_text(WAITS)
     os.mkfifo(tmp_path / "said")
-    parent = subprocess.Popen([sys.executable, "-c", TRAINS_ALL, tmp_path / "waits.py", tmp_path])
-    with open(tmp_path / "said") as said:
+    command = [sys.executable, "-c", TRAINS_ALL, tmp_path / "waits.py", tmp_path]
+    with subprocess.Popen(command) as parent, open(tmp_path / "said") as said:
         assert said.readline() == "training\n"
         parent.kill()
-        assert said.read() == "saving after SIGTERM"
-    parent.wait()
+        assert said.read() == f"left with {EXIT_STOPPED}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")

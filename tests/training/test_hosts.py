@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import train
 from ich_keras.errors import EXIT_IMPOSSIBLE, EXIT_STOPPED, InputError
 from ich_keras.training import hosts
 from ich_keras.training.checkpoint import load_checkpoint
@@ -162,3 +163,14 @@ def test_a_process_that_meets_nobody_says_so(two_hosts):
     assert code == EXIT_IMPOSSIBLE, said
     assert "process 0 could not be met at 127.0.0.1:" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("words", "number"), [([], "SIGTERM"), (["--supervised=2"], "SIGKILL")])
+def test_a_fold_may_save_when_its_parent_ends_and_a_host_that_may_hang_is_killed(monkeypatch, words, number):
+    asked = []
+    monkeypatch.setattr(train, "end_with_parent", lambda signal, parent: asked.append((signal.name, parent)))
+    monkeypatch.setattr(train, "start", lambda: None)
+    monkeypatch.setattr(train, "_train", lambda options: None)
+    monkeypatch.setattr(train, "run_child", lambda stderr, work: work())
+    train.main(["--arch", "tiny300", "--fold", "0", "--parent", "7", *words])
+    assert asked == [(number, 7)]

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+from ich_keras import command
 from ich_keras.training.compiling import compile_arm
 from ich_keras.training.options import TrainingOptions
 
@@ -15,7 +16,7 @@ LABELS = RNG.integers(0, 2, (3, 4, 6)).astype(np.float32)
 
 
 @pytest.fixture
-def five_readers():
+def five_readers(monkeypatch):
     """Two equal compiled models, in which five layers read one tensor: Keras's step, and ours."""
 
     def build():
@@ -25,10 +26,13 @@ def five_readers():
         pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.add([read, *branches]))
         return keras.Model(image, keras.layers.Dense(6, activation="sigmoid", name="probability")(pooled))
 
+    before = tf.config.optimizer.get_experimental_options()
+    # It would hold for the tests that follow.
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
+    command.import_keras()
     stock, ours = build(), build()
     ours.set_weights(stock.get_weights())
     stock.compile(keras.optimizers.Adam(1e-2), keras.losses.BinaryCrossentropy(), jit_compile=False)
-    before = tf.config.optimizer.get_experimental_options()
     compile_arm(ours, TrainingOptions("tiny300", 0, learning_rate=1e-2), steps_per_epoch=1)
     yield stock, ours
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True, **before})
