@@ -110,7 +110,11 @@ class Stopped(Exception):
 
 @contextmanager
 def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[StopRequest]:
-    """Yields a `StopRequest` that SIGINT, SIGTERM and SIGHUP fill in while the block runs."""
+    """Yields a `StopRequest` that SIGINT, SIGTERM and SIGHUP fill in while the block runs.
+
+    After a `Stopped` they are left without effect: the process is about to end with its own exit code, and the
+    same stop may come once more, such as from each thread of a parent that was killed.
+    """
     request = StopRequest(clock)
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -118,6 +122,9 @@ def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[Sto
     before = {number: signal.signal(number, request.handle) for number in stop_signals()}
     try:
         yield request
+    except Stopped:
+        before = dict.fromkeys(before, lambda number, frame: None)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

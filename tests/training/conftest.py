@@ -11,11 +11,13 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def hang_ups_are_heard():
-    """As on a terminal, where these tests run under nohup too."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_as_in_a_terminal():
+    """A hang-up is heard where these tests run under nohup too, and what hears a signal ends with its test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -133,23 +133,29 @@ def test_a_closed_terminal_is_left_and_ends_all(train, tmp_path, monkeypatch):
 
 # train.py, whose training waits for a signal and stops.
 WAITS = """
-import select, signal, sys
+import os, select, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 import train
 from ich_keras.training.stopping import Stopped, stop_on_signals
 
+def wait_for(file, event):
+    watch = select.poll()
+    watch.register(file, event)
+    assert watch.poll(60_000)
+
 def wait(prepared):
+    # Whichever thread the signal comes to, Python's handler writes a byte.
+    parents_pipe, (reader, writer) = os.dup(2), os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
     with stop_on_signals() as stop:
         print("training", file=said, flush=True)
-        stop.handle(signal.sigtimedwait({signal.SIGTERM}, 60).si_signo, None)
+        wait_for(reader, select.POLLIN)
         # The signal may come before its parent's other threads, and with them the pipe, have ended.
-        pipe = select.poll()
-        pipe.register(sys.stderr, 0)
-        pipe.poll(60_000)
+        wait_for(parents_pipe, 0)
         raise Stopped(f"saved after {stop.received}")
 
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 prepare = SimpleNamespace(check_weights_source=lambda weights: None, prepare_fold=lambda options: options)
 sys.modules["ich_keras.training.prepare"] = prepare
 sys.modules["ich_keras.training.fold"] = SimpleNamespace(train_fold=wait)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ich_keras.training import stopping
-from ich_keras.training.stopping import stop_on_signals, stop_signals
+from ich_keras.training.stopping import Stopped, stop_on_signals, stop_signals
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,13 @@ def test_a_signal_is_a_request_and_a_second_one_stops_at_once(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
+
+
+def test_a_stop_that_comes_again_after_it_was_done_ends_nothing():
+    with pytest.raises(Stopped), stop_on_signals() as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise Stopped(request.received)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_stop_that_another_process_heard_of_first_is_the_same_stop(monkeypatch):
