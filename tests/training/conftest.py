@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def signals_as_in_a_terminal():
-    """A hang-up is heard where these tests run under nohup too, and what hears a signal ends with its test."""
+    """A hang-up is heard under nohup too, and what hears a signal ends with its test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
