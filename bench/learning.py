@@ -69,12 +69,14 @@ class Setting:
 
 SETTINGS = {
     "phantoms": Setting(480, 10.0, 3, 120, 30, 0.95, 300),
-    "transfer": Setting(1600, 15.0, 6, 360, 100, 0.80, 1800),
+    "transfer": Setting(1600, 15.0, 6, 390, 100, 0.80, 1800),
 }
 QUICK = {"patients": 14, "spacing": 20.0, "epochs": 2, "steps_per_epoch": 3, "warmup_steps": 2}
 TEST_PATIENTS = 100
 TEST_SEED = 1000
 """Added to the seed of the training phantoms."""
+FEW_SLICES = 10
+"""Patients of fewer slices are also tested by themselves: no one patient's slices make up the number."""
 
 
 def cpu_seconds() -> float:
@@ -129,19 +131,32 @@ def tested_on(data: Path, runs: Path) -> dict[str, Any]:
     positions = np.flatnonzero((labels >= 0).all(axis=1))
     predictor = build_predictor([load_run(Run(runs, "patient", arm, 0)) for arm in ARMS])
     truth = labels[positions]
+    predicted = predict_rows(predictor, index, positions)
     found = {
         name: {
             label: float(roc_auc_score(truth[:, k], values[:, k])) if 0 < truth[:, k].mean() < 1 else None
             for k, label in enumerate(LABELS)
         }
-        for name, values in predict_rows(predictor, index, positions).items()
+        for name, values in predicted.items()
     }
-    rows = index.rows.iloc[positions]
+    patients = index.rows["patient"].iloc[positions]
+    few = (patients.map(patients.value_counts()) < FEW_SLICES).to_numpy()
+    any_of_few = truth[few, LABELS.index("any")]
     return {
-        "slices": len(rows),
-        "patients": int(rows["patient"].nunique()),
+        "slices": len(patients),
+        "patients": int(patients.nunique()),
         "positive": {label: int(truth[:, k].sum()) for k, label in enumerate(LABELS)},
         "auc": found,
+        "patients of few slices": {
+            "patients": int(patients[few].nunique()),
+            "slices": int(few.sum()),
+            "positive": int(any_of_few.sum()),
+            "any_auc": {
+                name: float(roc_auc_score(any_of_few, values[few, LABELS.index("any")]))
+                for name, values in predicted.items()
+                if 0 < any_of_few.sum() < few.sum()
+            },
+        },
     }
 
 
@@ -192,13 +207,24 @@ def learning_tables(result: dict[str, Any]) -> str:
             "| AUC | " + " | ".join(LABELS) + " |",
             "| --- |" + " ---: |" * len(LABELS),
         ]
-        names = {arm: arm for arm in ARMS} | {"probability": f"hybrid (target {setting['target_auc']:.2f})"}
+        names = {arm: arm for arm in ARMS} | {"probability": "hybrid"}
         for key, title in names.items():
+            if key == "probability":
+                title += f" (target {setting['target_auc']:.2f})"
             values = (tested["auc"][key][label] for label in LABELS)
             cells = ["" if value is None else f"{value:.3f}" for value in values]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
         positive = " | ".join(str(tested["positive"][label]) for label in LABELS)
         lines += [f"| positive slices | {positive} |", ""]
+        few = tested.get("patients of few slices", {})
+        if few.get("any_auc"):
+            lines += [
+                f"Among the {few['patients']} patients of fewer than {FEW_SLICES} slices"
+                f" ({few['slices']} slices, {few['positive']} positive), AUC of any: "
+                + ", ".join(f"{names[key]} {value:.3f}" for key, value in few["any_auc"].items())
+                + ".",
+                "",
+            ]
     return "\n".join(lines)
 
 
