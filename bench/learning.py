@@ -140,27 +140,45 @@ def tested_on(data: Path, runs: Path) -> dict[str, Any]:
         for name, values in predicted.items()
     }
     patients = index.rows["patient"].iloc[positions]
-    few = (patients.map(patients.value_counts()) < FEW_SLICES).to_numpy()
-    any_of_few = truth[few, LABELS.index("any")]
     return {
         "slices": len(patients),
         "patients": int(patients.nunique()),
         "positive": {label: int(truth[:, k].sum()) for k, label in enumerate(LABELS)},
         "auc": found,
-        "patients of few slices": {
-            "patients": int(patients[few].nunique()),
-            "slices": int(few.sum()),
-            "positive": int(any_of_few.sum()),
-            "any_auc": {
-                name: float(roc_auc_score(any_of_few, values[few, LABELS.index("any")]))
-                for name, values in predicted.items()
-                if 0 < any_of_few.sum() < few.sum()
-            },
+        "patients of few slices": of_few_slices(patients, truth, predicted),
+    }
+
+
+def of_few_slices(patients: pd.Series, truth: np.ndarray, predicted: dict[str, np.ndarray]) -> dict[str, Any]:
+    """AUC of any over the patients of fewer than `FEW_SLICES` slices; none where it is not defined.
+
+    Args:
+        patients: of each slice.
+        truth, predicted: `[slices, 6]`, the latter by model.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    few = (patients.map(patients.value_counts()) < FEW_SLICES).to_numpy()
+    bleeds = truth[few, LABELS.index("any")]
+    return {
+        "patients": int(patients[few].nunique()),
+        "slices": int(few.sum()),
+        "positive": int(bleeds.sum()),
+        "any_auc": {
+            name: float(roc_auc_score(bleeds, values[few, LABELS.index("any")]))
+            for name, values in predicted.items()
+            if 0 < bleeds.sum() < few.sum()
         },
     }
 
 
 def measure(name: str, setting: Setting, seed: int, data: Path | None, work: Path, quick: bool) -> dict:
+    machine = {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_at_start": os.getloadavg()[0],
+    }
     phantoms, runs = work / f"{name}-{seed}", work / f"{name}-{seed}-runs"
     making = make_phantoms(phantoms, setting.patients, seed, setting.spacing)
     training = {arch: train(arch, setting, phantoms, runs, seed) for arch in ARMS}
@@ -168,6 +186,7 @@ def measure(name: str, setting: Setting, seed: int, data: Path | None, work: Pat
         data = work / f"{name}-{seed}-test"
         make_phantoms(data, 14 if quick else TEST_PATIENTS, seed + TEST_SEED, setting.spacing)
     return {
+        "machine": machine,
         "setting": asdict(setting),
         "seed": seed,
         "phantom_slices": len(list((phantoms / "stage_2_train").glob("*.dcm"))),
@@ -278,12 +297,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep phantoms and runs here (default: a temporary folder)")
     args = parser.parse_args()
     result = json.loads(args.out.read_text(encoding="utf-8")) if args.only and args.out.exists() else {}
-    result["machine"] = {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_at_start": os.getloadavg()[0],
-    }
     result["phantom_version"] = VERSION
     with tempfile.TemporaryDirectory() as temporary:
         for name, setting in SETTINGS.items():

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,8 @@ def keras_on(backend: str, arm: str, batch: int, get_turns: Callable[[], Turns])
     turns = get_turns()
     turns.wait()
     model = compiled_as_ours(arm, batch)
-    model.fit(images, labels, batch_size=batch, epochs=1_000_000, verbose=0, callbacks=[Turn()])
+    # One long epoch: the end of one would be timed too.
+    model.fit(repeat((images, labels)), steps_per_epoch=1_000_000, verbose=0, callbacks=[Turn()])
 
 
 def torch_and_timm(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:

@@ -168,8 +168,17 @@ def _prepare_cpu() -> None:
 
     if not tf.config.list_physical_devices("GPU"):
         keep_freed_memory()
-        # It would join the sums of `training.repeatable_step`, and it rounds otherwise: off for all commands.
-        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+        keep_sums_apart()
+
+
+def keep_sums_apart() -> None:
+    """Keeps TensorFlow's graph optimizer from joining the sums of `training.repeatable_step`.
+
+    It rounds otherwise without that optimization, so commands that only evaluate do without it as well.
+    """
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 
 
 def keep_freed_memory() -> None:

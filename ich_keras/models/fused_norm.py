@@ -15,7 +15,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         plain = len(inputs.shape) == 4 and self.axis in (-1, 3) and not self.renorm and mask is None
-        if not (training and self.trainable and plain) or self.synchronized:
+        fits = plain and not self.synchronized and self.variable_dtype == "float32"
+        if not (training and self.trainable and fits):
             return super().call(inputs, training=training, mask=mask)
         images = tf.cast(inputs, tf.float32)
         channels = images.shape[-1]
@@ -26,7 +27,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
         )
         # The operation divides by n - 1 and Keras by n.
-        count = tf.cast(tf.size(images) // channels, tf.float32)
+        count = tf.cast(tf.size(images, tf.int64) // channels, tf.float32)
         variance *= (count - 1) / count
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average * self.momentum + value * (1 - self.momentum))

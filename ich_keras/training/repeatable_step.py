@@ -5,6 +5,7 @@ from functools import partial
 import keras
 import tensorflow as tf
 
+from ich_keras.command import keep_sums_apart
 from ich_keras.training.devices import replicas
 
 
@@ -14,8 +15,10 @@ def make_repeatable(model: keras.Model) -> None:
     Where a tensor has three readers or more, as in Inception-ResNet-V2, Keras's step sums their gradients in
     one `AddN`. On a CPU that begins with whichever of them it may overwrite, which depends on the operations
     that have ended by then: with two at once, two runs of one seed part. A sum of two is the same either way
-    around. Grappler's arithmetic optimization would join the sums again: `command.import_keras` turns it off.
+    around. Grappler's arithmetic optimization would join the sums again, so it is turned off in the process.
+    The step is for graphs: with `run_eagerly`, TensorFlow refuses it.
     """
+    keep_sums_apart()
     model.train_step = partial(_train_step, model)
 
 

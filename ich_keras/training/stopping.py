@@ -112,8 +112,9 @@ class Stopped(Exception):
 def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[StopRequest]:
     """Yields a `StopRequest` that SIGINT, SIGTERM and SIGHUP fill in while the block runs.
 
-    After a `Stopped` they are left without effect: the process is about to end with its own exit code, and
-    the same stop may come once more, such as from each thread of a parent that was killed.
+    After a `Stopped` it still does: the same stop may come once more, such as from each thread of a parent
+    that was killed, and the process is about to end with its own exit code. A later one raises
+    KeyboardInterrupt.
     """
     request = StopRequest(clock)
     if threading.current_thread() is not threading.main_thread():
@@ -123,7 +124,7 @@ def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[Sto
     try:
         yield request
     except Stopped:
-        before = dict.fromkeys(before, lambda number, frame: None)
+        before = {}
         raise
     finally:
         for number, handler in before.items():

@@ -8,17 +8,20 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from ich_keras import command
+from ich_keras.command import keep_sums_apart
 from ich_keras.training.compiling import compile_arm
 from ich_keras.training.options import TrainingOptions
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((3, 4, 8, 8, 3)).astype(np.float32)
 LABELS = RNG.integers(0, 2, (3, 4, 6)).astype(np.float32)
+SIZES = (4, 1, 3)
+UNEQUAL_IMAGES, UNEQUAL_LABELS = ([a[:n] for a, n in zip(x, SIZES, strict=True)] for x in (IMAGES, LABELS))
+WEIGHTS = (np.array([1, 3, 0.5, 2], np.float32), None, None)
 
 
 @pytest.fixture
-def five_readers(monkeypatch):
+def five_readers():
     """Makes two equal compiled models, in which five layers read one tensor: Keras's step, and ours."""
 
     def build(precision):
@@ -40,13 +43,8 @@ def five_readers(monkeypatch):
         compile_arm(ours, options, steps_per_epoch=1)
         return stock, ours
 
-    before = tf.config.optimizer.get_experimental_options()
-    # It would hold for the tests that follow.
-    monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
-    command.import_keras()
     yield make
     keras.config.set_dtype_policy("float32")
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True, **before})
 
 
 def largest_sum(model: keras.Model) -> int:
@@ -76,7 +74,10 @@ def test_no_gradient_is_summed_more_than_two_at_a_time(five_readers):
     # Keras's own step is seen to do otherwise, and so is ours where Grappler may join the sums.
     assert largest_sum(stock) == 5
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True})
-    assert largest_sum(ours) == 5
+    try:
+        assert largest_sum(ours) == 5
+    finally:
+        keep_sums_apart()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_no_gradient_is_summed_more_than_two_at_a_time(five_readers):
 def test_the_step_is_keras_own_but_for_rounding(five_readers, precision, clip_norm, rounding):
     stock, ours = five_readers(precision, clip_norm)
     losses = [
-        [model.train_on_batch(images, labels) for images, labels in zip(IMAGES, LABELS, strict=True)]
+        [model.train_on_batch(*batch) for batch in zip(UNEQUAL_IMAGES, UNEQUAL_LABELS, WEIGHTS, strict=True)]
         for model in (stock, ours)
     ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=rounding / 10)

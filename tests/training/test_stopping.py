@@ -34,10 +34,14 @@ def test_a_signal_is_a_request_and_a_second_one_stops_at_once(number):
 
 
 def test_a_stop_that_comes_again_after_it_was_done_ends_nothing():
-    with pytest.raises(Stopped), stop_on_signals() as request:
+    seconds = [100.0]
+    with pytest.raises(Stopped), stop_on_signals(lambda: seconds[0]) as request:
         os.kill(os.getpid(), signal.SIGTERM)
         raise Stopped(request.received)
     os.kill(os.getpid(), signal.SIGTERM)
+    seconds[0] += 2
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_stop_that_another_process_heard_of_first_is_the_same_stop(monkeypatch):
