@@ -191,7 +191,8 @@ def keras_on(backend: str, arm: str, batch: int, get_turns: Callable[[], Turns])
     turns.wait()
     model = compiled_as_ours(arm, batch)
     # One long epoch: the end of one would be timed too.
-    model.fit(repeat((images, labels)), steps_per_epoch=1_000_000, verbose=0, callbacks=[Turn()])
+    batches = (one for one in repeat((images, labels)))
+    model.fit(batches, steps_per_epoch=1_000_000, verbose=0, callbacks=[Turn()])
 
 
 def torch_and_timm(arm: str, batch: int, get_turns: Callable[[], Turns]) -> None:
