@@ -294,6 +294,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "training.json")
     args = parser.parse_args()
     parts, quick = args.only or PARTS, args.quick
+    # Of others, before this bench makes its own.
+    load = os.getloadavg()[0]
     arms = (SMALL,) if quick else REAL
     result = json.loads(args.out.read_text(encoding="utf-8")) if args.only and args.out.exists() else {}
     result |= {"machine": machine(), "data": "phantoms"}
@@ -314,7 +316,7 @@ def main() -> None:
         }
         for part in parts:
             print(f"{part} ...", file=sys.stderr)
-            result.setdefault("parts", {})[part] = {"load_at_start": os.getloadavg()[0], "quick": quick}
+            result.setdefault("parts", {})[part] = {"load_at_start": load, "quick": quick}
             result[part] = measures[part]()
             write_json(args.out, result)
     from bench.readme import training_tables
