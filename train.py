@@ -195,7 +195,7 @@ def _train(options: TrainingOptions) -> int | None:
     try:
         train_fold(prepared)
     except Stopped as stopped:
-        console.print(f"{stopped}; go on with --resume.", markup=False, highlight=False, soft_wrap=True)
+        console.print_plainly(f"{stopped}; go on with --resume.")
         return EXIT_STOPPED
     return None
 

@@ -118,10 +118,15 @@ def train(arch: str, setting: Setting, data: Path, runs: Path, seed: int) -> flo
     return command("train.py", *(word for pair in options.items() for word in pair))
 
 
-def tested_on(data: Path, runs: Path) -> dict[str, Any]:
-    """AUC of each label, of the hybrid ("probability") and of each arm, over all labelled slices."""
+def area_under_curve(truth: np.ndarray, scores: np.ndarray) -> float | None:
+    """AUC of `[slices]`, or None where all or no slices are positive."""
     from sklearn.metrics import roc_auc_score
 
+    return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else None
+
+
+def tested_on(data: Path, runs: Path) -> dict[str, Any]:
+    """AUC of each label, of the hybrid ("probability") and of each arm, over all labelled slices."""
     from ich_keras.datasets.index import load_index
     from ich_keras.training.prediction import build_predictor, load_run, predict_rows
     from ich_keras.training.runs import Run
@@ -133,10 +138,7 @@ def tested_on(data: Path, runs: Path) -> dict[str, Any]:
     truth = labels[positions]
     predicted = predict_rows(predictor, index, positions)
     found = {
-        name: {
-            label: float(roc_auc_score(truth[:, k], values[:, k])) if 0 < truth[:, k].mean() < 1 else None
-            for k, label in enumerate(LABELS)
-        }
+        name: {label: area_under_curve(truth[:, k], values[:, k]) for k, label in enumerate(LABELS)}
         for name, values in predicted.items()
     }
     patients = index.rows["patient"].iloc[positions]
@@ -156,19 +158,14 @@ def of_few_slices(patients: pd.Series, truth: np.ndarray, predicted: dict[str, n
         patients: of each slice.
         truth, predicted: `[slices, 6]`, the latter by model.
     """
-    from sklearn.metrics import roc_auc_score
-
     few = (patients.map(patients.value_counts()) < FEW_SLICES).to_numpy()
-    bleeds = truth[few, LABELS.index("any")]
+    k = LABELS.index("any")
+    aucs = {name: area_under_curve(truth[few, k], values[few, k]) for name, values in predicted.items()}
     return {
         "patients": int(patients[few].nunique()),
         "slices": int(few.sum()),
-        "positive": int(bleeds.sum()),
-        "any_auc": {
-            name: float(roc_auc_score(bleeds, values[few, LABELS.index("any")]))
-            for name, values in predicted.items()
-            if 0 < bleeds.sum() < few.sum()
-        },
+        "positive": int(truth[few, k].sum()),
+        "any_auc": {name: auc for name, auc in aucs.items() if auc is not None},
     }
 
 
@@ -227,9 +224,8 @@ def learning_tables(result: dict[str, Any]) -> str:
             "| --- |" + " ---: |" * len(LABELS),
         ]
         names = {arm: arm for arm in ARMS} | {"probability": "hybrid"}
-        for key, title in names.items():
-            if key == "probability":
-                title += f" (target {setting['target_auc']:.2f})"
+        titled = names | {"probability": f"hybrid (target {setting['target_auc']:.2f})"}
+        for key, title in titled.items():
             values = (tested["auc"][key][label] for label in LABELS)
             cells = ["" if value is None else f"{value:.3f}" for value in values]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")

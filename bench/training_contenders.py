@@ -190,7 +190,7 @@ def keras_on(backend: str, arm: str, batch: int, get_turns: Callable[[], Turns])
     turns = get_turns()
     turns.wait()
     model = compiled_as_ours(arm, batch)
-    # One long epoch: the end of one would be timed too.
+    # One long epoch, since the end of one would be timed too; Keras takes a generator and no other iterator.
     batches = (one for one in repeat((images, labels)))
     model.fit(batches, steps_per_epoch=1_000_000, verbose=0, callbacks=[Turn()])
 

@@ -19,6 +19,10 @@ from ich_keras.errors import InputError
 class _Console(Console):
     """Standard error, without which work goes on: who read it, such as a parent process, may have ended."""
 
+    def print_plainly(self, text: str) -> None:
+        """Prints above a progress bar where there is one, and leaves long lines to the terminal."""
+        self.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def on_broken_pipe(self) -> None:
         self.quiet = True
         nothing = os.open(os.devnull, os.O_WRONLY)
@@ -35,10 +39,8 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar where there is one, and leaves long lines to the terminal."""
-
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        console.print_plainly(self.format(record))
 
 
 def start() -> None:

@@ -199,7 +199,7 @@ class _Children:
 def _pass_lines_on(stream: IO[str]) -> None:
     with stream:
         for line in stream:
-            console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+            console.print_plainly(line.rstrip("\n"))
 
 
 class _Bars:
